@@ -1,0 +1,70 @@
+"""History: the queryable table of all events that the store writer has taken from the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from typing import Protocol
+
+import pyarrow as pa
+from msgspec import Struct
+
+
+class Snapshot(Struct, frozen=True):
+    """One leased version: immutable files that hold exactly the events below ``position``.
+
+    ``files`` are Parquet paths that may contain events of the asked tenant and range; rows still need the filter.
+    Every file has all columns of `events.SCHEMA`. Serialisable, so that a plugin's process can read it too.
+    """
+
+    version: int
+    position: int
+    files: Sequence[str]
+
+
+class RetentionPolicy(Struct, frozen=True):
+    """How many days a tenant's events are kept; None keeps them for ever."""
+
+    days: int | None = 90
+    by_tenant: dict[str, int | None] = {}
+
+
+class EventStore(Protocol):
+    """Every backend keeps true: a position is stored once, whatever is replayed; a snapshot never changes while leased;
+    maintenance runs one change at a time and loses no concurrent append."""
+
+    @property
+    def position(self) -> int:
+        """One past the last log position that is stored."""
+        ...
+
+    def append(self, events: pa.Table, upto: int) -> int:
+        """Store `SCHEMA` rows and move ``position`` to ``upto`` in one commit; rows below ``position`` are dropped.
+
+        Returns how many rows were stored. An empty table moves the position alone.
+        """
+        ...
+
+    def lease(
+        self, tenant: str, start: datetime | None = None, end: datetime | None = None
+    ) -> AbstractContextManager[Snapshot]:
+        """The current version, kept from vacuum while the context is open."""
+        ...
+
+    def compact(self, should_stop: Callable[[], bool] = lambda: False) -> int:
+        """Rewrite small or unsorted files of each partition sorted by (user_id, timestamp, seq); files removed."""
+        ...
+
+    def retain(self, policy: RetentionPolicy, now: datetime, *, confirmed: bool = False) -> int:
+        """Drop events whose later of event day and received day is past the policy; rows dropped.
+
+        :raises RetentionHeldError: when that is over 10 % of a tenant, or ``now`` jumped, unless ``confirmed``.
+        """
+        ...
+
+    def vacuum(self) -> int:
+        """Delete files that no version in use and no lease needs, and that are not young; files deleted."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,68 @@
+"""The durable log: the one place where an event becomes a fact. Everything else reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+import pyarrow as pa
+
+from analytics_core.events import EventBatch
+
+
+class LogReader(Protocol):
+    """What lanes see of a log: durable events only, in order of ``seq``.
+
+    A position is an int64 ``seq``. Each event takes one, and so does each watermark that an idle log is given, so
+    positions only grow and every reader advances. Safe for use from any thread.
+    """
+
+    @property
+    def first(self) -> int:
+        """The lowest position still held."""
+        ...
+
+    @property
+    def durable(self) -> int:
+        """One past the last durable position. What is at or beyond it does not exist for a reader."""
+        ...
+
+    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
+        """Durable batches from ``start`` on, and the position after them; ``([], start)`` when there is nothing new.
+
+        Each batch is of one tenant and one commit; a watermark is an empty batch of tenant ``""``. At least one batch
+        is given when there is one, whatever its size. ``start`` may fall inside a batch: its tail is given.
+
+        :raises TrimmedError: when ``start`` is below ``first``.
+        :raises LogCorruptionError: for a frame that fails its check.
+        """
+        ...
+
+    def wait(self, position: int, timeout: float) -> int:
+        """Block until ``durable`` is beyond ``position`` or ``timeout`` seconds are over; the durable position."""
+        ...
+
+
+class EventLog(LogReader, Protocol):
+    """The writing side, owned by one thread of one process.
+
+    Every backend keeps true: what ``append`` has returned survives ``kill -9`` and power loss; what it has raised for
+    is gone; readers never see part of a batch.
+    """
+
+    def append(self, batches: Sequence[pa.RecordBatch], watermark: datetime) -> list[int]:
+        """Make `UNPLACED_SCHEMA` batches durable together, one fdatasync for all; the first ``seq`` of each.
+
+        With no batches only the watermark is written.
+
+        :raises LogFullError: before anything is written, when the log's limit or the disk reserve is reached.
+        :raises LogWriteError: after the log was cut back to its durable position.
+        """
+        ...
+
+    def trim(self, below: int) -> int:
+        """Delete whole segments that hold nothing at or above ``below``; the new ``first``."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,271 @@
+"""Every plain type in a hook signature: frozen, serialisable, without behaviour that needs the host.
+
+These types cross threads, pipes and generations, so they hold data only. Times are aware UTC datetimes, durations are
+seconds, ``labels`` map short words to short words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+import numpy.typing as npt
+import pyarrow as pa
+from msgspec import Struct
+
+from analytics_core.events import FieldError
+
+Severity = Literal["info", "low", "medium", "high", "critical"]
+MetricKind = Literal["sum", "last", "max", "unique", "histogram"]
+Json = dict[str, Any] | list[Any] | str | int | float | bool | None
+
+# --- what plugins give back ------------------------------------------------------------------------------------------
+
+
+class Window(Struct, frozen=True):
+    """The half-open time range ``[start, start + seconds)`` that a metric value belongs to."""
+
+    start: datetime
+    seconds: int = 60
+
+
+class Metric(Struct, frozen=True, kw_only=True):
+    """The absolute value of ``name`` in its window so far; sent again with more data it replaces the earlier one.
+
+    ``kind`` says how windows merge: ``sum`` adds, ``last`` takes the latest, ``max`` the largest; ``unique`` and
+    ``histogram`` merge their ``sketch`` (`analytics_core.sketches`, as bytes), of which ``value`` is the reading.
+    """
+
+    name: str
+    value: float
+    window: Window
+    kind: MetricKind = "sum"
+    labels: dict[str, str] = {}
+    sketch: bytes | None = None
+    unit: str = ""
+
+
+class Pattern(Struct, frozen=True, kw_only=True):
+    """Something that recurs in the events. ``key`` is stable: the same pattern found again replaces the earlier."""
+
+    key: str
+    name: str
+    description: str
+    count: int
+    window: Window | None = None
+    data: dict[str, Any] = {}
+
+
+class Recommendation(Struct, frozen=True, kw_only=True):
+    """What to do about an insight."""
+
+    title: str
+    description: str
+    insight: str = ""
+    priority: Severity = "medium"
+
+
+class Insight(Struct, frozen=True, kw_only=True):
+    """A finding with its evidence. ``key`` is stable; ``confidence`` is in ``[0, 1]``."""
+
+    key: str
+    title: str
+    description: str
+    severity: Severity = "info"
+    confidence: float = 1.0
+    window: Window | None = None
+    data: dict[str, Any] = {}
+
+
+class ProcessResult(Struct, frozen=True):
+    """What one ``process`` call found. Everything is an upsert: replaying the same events changes nothing."""
+
+    metrics: Sequence[Metric] = ()
+    patterns: Sequence[Pattern] = ()
+    insights: Sequence[Insight] = ()
+
+
+class Enrichment(Struct, frozen=True):
+    """What ``enrich`` changes. ``properties``: strings of JSON objects, shape ``(n,)``; ``drop``: booleans ``(n,)``."""
+
+    properties: Any = None
+    drop: Any = None
+    reason: str = ""
+
+
+class Chart(Struct, frozen=True, kw_only=True):
+    """How an answer is best drawn: which columns go where."""
+
+    kind: Literal["line", "bar", "funnel", "heatmap", "sankey", "table"]
+    x: str = ""
+    y: Sequence[str] = ()
+    series: str = ""
+
+
+class Answer(Struct, frozen=True):
+    """The answer to a question. ``table``: an Arrow table or a list of row dicts."""
+
+    table: Any
+    insights: Sequence[Insight] = ()
+    recommendations: Sequence[Recommendation] = ()
+    chart: Chart | None = None
+
+
+class Delivery(Struct, frozen=True):
+    """What became of one notification. ``retry`` asks for another attempt."""
+
+    delivered: bool
+    detail: str = ""
+    retry: bool = False
+
+
+class Condition(Struct, frozen=True, kw_only=True):
+    """Something that is true now. ``key`` is stable while it stays true; the core makes an alert of it."""
+
+    key: str
+    title: str
+    severity: Severity = "medium"
+    value: float | None = None
+    threshold: float | None = None
+    labels: dict[str, str] = {}
+    data: dict[str, Any] = {}
+
+
+class TrainReport(Struct, frozen=True):
+    """How a training went: ``artifact`` bytes to keep, and the figures that were measured on held-out data."""
+
+    artifact: bytes
+    measures: dict[str, float] = {}
+    notes: str = ""
+
+
+# --- what plugins are given ------------------------------------------------------------------------------------------
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """A foreign protocol's HTTP request, body inflated, on a route that the plugin's manifest claims."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    query: dict[str, str]
+    body: bytes
+    tenant: str
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """What became of a request's events, after the commit."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    rejected: Sequence[FieldError] = ()
+    deduplicated: Literal["messageId", "idempotencyKey", "none"] = "none"
+    seq: int | None = None
+    overloaded: str = ""
+
+
+class Reply(Struct, frozen=True):
+    """The HTTP answer of an ``ingest`` adapter."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = {}
+
+
+class TimeRange(Struct, frozen=True):
+    """``[start, end)`` in UTC; ``timezone`` is the IANA name in which days and hours are meant."""
+
+    start: datetime
+    end: datetime
+    timezone: str = "UTC"
+
+
+class Question(Struct, frozen=True, kw_only=True):
+    """An analysis with its checked parameters, a tenant and a time range."""
+
+    analysis: str
+    tenant: str
+    range: TimeRange
+    parameters: dict[str, Any] = {}
+
+
+class Notification(Struct, frozen=True, kw_only=True):
+    """Alerts that go out together. ``id`` is stable, so a channel can drop what it has sent already."""
+
+    id: str
+    status: Literal["firing", "resolved"]
+    group: str
+    alerts: Sequence[dict[str, Any]]
+
+
+class Channel(Struct, frozen=True, kw_only=True):
+    """One configured channel: its ``kind`` and the settings that the operator gave."""
+
+    name: str
+    kind: str
+    settings: dict[str, Any] = {}
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """One declared model of a type that the plugin provides, with its trained ``artifact`` if there is one."""
+
+    name: str
+    type: str
+    settings: dict[str, Any] = {}
+    artifact: bytes | None = None
+
+
+class Series(Struct, frozen=True, kw_only=True):
+    """A metric over time: ``at`` microseconds UTC int64 and ``values`` float64, both shape ``(n,)``, oldest first."""
+
+    metric: str
+    at: Any
+    values: Any
+    step_seconds: int
+
+
+class Signals(Struct, frozen=True, kw_only=True):
+    """What an ``alert`` hook looks at on a tick: the latest values of every series of one tenant."""
+
+    tenant: str
+    now: datetime
+    series: Mapping[str, Series]
+
+
+class EventReader(Protocol):
+    """Read-only history, bound to one tenant, range and filter, fresh to the last acknowledged event.
+
+    Each call sees the same snapshot. Errors are `analytics_core.errors.QueryError`.
+    """
+
+    @property
+    def range(self) -> TimeRange: ...
+
+    def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """Run one SELECT (DuckDB's dialect) over the view ``events``, which has the columns of `events.SCHEMA`.
+
+        ``$name`` parameters are bound from ``parameters``.
+        """
+        ...
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Columns of the events ordered by ``timestamp, partition, seq``; ``properties.x`` names one property."""
+        ...
+
+    def metric(self, name: str, interval: str) -> Series:
+        """A metric by name (plugin metric, manifest metric or event name) per minute, hour, day, week or month."""
+        ...
+
+
+class PluginContext(Struct, frozen=True, kw_only=True):
+    """What ``setup`` is given: checked settings, a logger bound to the plugin's name, and its model files."""
+
+    name: str
+    settings: dict[str, Any]
+    logger: Any
+    models: dict[str, Model] = {}
+    generation: int = 1
+
+
+Scores = npt.NDArray[Any]
