@@ -6,7 +6,7 @@ lives in the core, and is never reloaded, so plugins of any generation may hold 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,6 +50,7 @@ MINUTE: Final = 60_000_000
 DAY: Final = 86_400_000_000
 EARLIEST: Final = 946_684_800_000_000  # 2000-01-01 UTC, microseconds
 _SKEW: Final = 10 * MINUTE
+_FEW: Final = 16  # below this, reading times one by one is quicker than a cast
 EMPTY_OBJECT: Final = Raw(b"{}")
 
 
@@ -238,14 +239,14 @@ def _decode_all(column: pa.Array, holder: Any) -> list[Any]:
     joined = pc.binary_join(listed, ",")[0].as_buffer().to_pybytes()
     try:
         return msgspec.json.decode(b"[" + joined + b"]", type=list[holder])
-    except msgspec.MsgspecError:  # one value that JSON allows and Python cannot hold, such as 1e999
+    except (msgspec.MsgspecError, RecursionError):  # one value that JSON allows and Python cannot hold, such as 1e999
         return [_decode_one(text, holder) for text in column.to_pylist()]
 
 
 def _decode_one(text: str, holder: Any) -> Any:
     try:
         return msgspec.json.decode(text, type=holder)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return holder()
 
 
@@ -272,48 +273,56 @@ class Times(Struct):
     at: npt.NDArray[np.int64]
     errors: dict[int, str]
     clamped: npt.NDArray[np.bool_]
-    shifted: bool = False
 
 
 def read_times(
     values: Sequence[str | int | float | None],
-    received_at: int,
-    sent_at: int | None = None,
+    received_at: npt.NDArray[np.int64],
+    shift: npt.NDArray[np.int64] | None = None,
 ) -> Times:
-    """Apply the rules of time (DESIGN §4) to one request's timestamps.
+    """Apply the rules of time (DESIGN §4) to ``n`` timestamps as they came.
 
-    ``received_at`` and ``sent_at`` are microseconds UTC. Missing takes ``received_at``; ISO 8601 without an offset is
-    UTC; a number is epoch seconds, or milliseconds from 1e11 up. Before 2000 is an error. Over 24 h in the future is
-    clamped to ``received_at``. A ``sent_at`` that differs from ``received_at`` by more than 10 minutes shifts all
-    times by the difference in whole minutes.
+    ``received_at`` is microseconds UTC, shape ``(n,)``. Missing takes ``received_at``; ISO 8601 without an offset is
+    UTC; a number is epoch seconds, or milliseconds from 1e11 up. ``shift`` (from `clock_skew`) is added to the times
+    that the client gave. Before 2000 is an error. Over 24 h in the future is clamped to ``received_at``.
     """
     at, errors = _parse(values, received_at)
-    shifted = False
-    if sent_at is not None and abs(received_at - sent_at) > _SKEW:
-        at = at + round((received_at - sent_at) / MINUTE) * MINUTE
-        shifted = True
-    for index in np.flatnonzero(at < EARLIEST).tolist():
-        errors.setdefault(index, f"{values[index]!r} is before 2000-01-01; valid are times from then on")
+    if shift is not None:
+        given = np.fromiter((v is not None for v in values), np.bool_, len(values))
+        at = np.where(given, at + shift, at)
+    early = at < EARLIEST
+    if early.any():
+        for index in np.flatnonzero(early).tolist():
+            errors.setdefault(index, f"{values[index]!r} is before 2000-01-01; valid are times from then on")
     clamped = at > received_at + DAY
     if clamped.any():
         at = np.where(clamped, received_at, at)
-    return Times(at, errors, clamped, shifted)
+    return Times(at, errors, clamped)
+
+
+def clock_skew(sent_at: int, received_at: int) -> int:
+    """How far to shift a client's times, in microseconds: whole minutes, and nothing up to 10 minutes.
+
+    A smaller correction would reorder the events of one client.
+    """
+    skew = received_at - sent_at
+    return round(skew / MINUTE) * MINUTE if abs(skew) > _SKEW else 0
 
 
 def _parse(
-    values: Sequence[str | int | float | None], received_at: int
+    values: Sequence[str | int | float | None], received_at: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], dict[int, str]]:
     kinds = set(map(type, values))
     if kinds <= {type(None)}:
-        return np.full(len(values), received_at, np.int64), {}
-    if kinds <= {str}:
+        return received_at, {}
+    if kinds <= {str} and len(values) > _FEW:
         column = pa.array(values, pa.string())
         for target in (TIMESTAMP, pa.timestamp("us")):
             try:
-                return column.cast(target).cast(pa.int64()).to_numpy(), {}
+                return column.cast(target).view(pa.int64()).to_numpy(), {}
             except pa.ArrowInvalid:
                 continue
-    at = np.full(len(values), received_at, np.int64)
+    at = received_at.copy()
     errors: dict[int, str] = {}
     for index, value in enumerate(values):
         if value is None:
@@ -343,9 +352,14 @@ def parse_time(value: str | int | float) -> int:
         ) from None
 
 
-def identifiers(values: Iterable[str | int | None]) -> list[str | None]:
+def _identifiers(values: Sequence[str | int | None]) -> pa.Array:
     """User, anonymous and session ids as text; numbers are written out, the empty string is no id."""
-    return [v if v.__class__ is str and v else (str(v) if v.__class__ is int else None) for v in values]
+    if "" not in values:
+        try:
+            return pa.array(values, pa.string())
+        except pa.ArrowTypeError:
+            pass
+    return pa.array([None if v is None or v == "" else str(v) for v in values], pa.string())
 
 
 def word(text: str, length: int) -> pa.DictionaryArray:
@@ -353,10 +367,10 @@ def word(text: str, length: int) -> pa.DictionaryArray:
     return _coded(np.zeros(length, np.int32), [text])
 
 
-def _words(values: list[str]) -> pa.DictionaryArray:
-    codes: dict[str, int] = {}
-    indices = [codes.setdefault(value, len(codes)) for value in values]
-    return _coded(np.array(indices, np.int32), list(codes))
+def _words(values: Sequence[str]) -> pa.DictionaryArray:
+    distinct = list(dict.fromkeys(values))
+    codes = {value: code for code, value in enumerate(distinct)}
+    return _coded(np.fromiter(map(codes.__getitem__, values), np.int32, len(values)), distinct)
 
 
 def _coded(indices: npt.NDArray[np.int32], dictionary: list[str]) -> pa.DictionaryArray:
@@ -369,39 +383,61 @@ def times_column(at: npt.NDArray[np.int64]) -> pa.Array:
     return pa.Array.from_buffers(TIMESTAMP, len(at), [None, pa.py_buffer(np.ascontiguousarray(at))])
 
 
-def to_columns(
-    events: Sequence[Event],
-    *,
-    tenant: str,
-    event_ids: Sequence[str] | pa.Array,
-    at: npt.NDArray[np.int64],
-    received_at: npt.NDArray[np.int64],
-    source: str = "native",
-) -> pa.RecordBatch:
-    """Checked events as one `UNPLACED_SCHEMA` batch, in order. ``at`` and ``received_at``: microseconds, ``(n,)``."""
-    n = len(events)
-    columns = [
-        word(tenant, n),
-        event_ids if isinstance(event_ids, pa.Array) else pa.array(event_ids, pa.string()),
-        _words([e.name for e in events]),
-        pa.array(identifiers([e.user_id for e in events]), pa.string()),
-        pa.array(identifiers([e.anonymous_id for e in events]), pa.string()),
-        pa.array(identifiers([e.session_id for e in events]), pa.string()),
-        times_column(at),
-        times_column(received_at),
-        word(source, n),
-        _texts([e.properties for e in events]),
-        _texts([e.context for e in events]),
-    ]
-    return pa.RecordBatch.from_arrays(columns, schema=UNPLACED_SCHEMA)
-
-
-def _texts(values: list[Raw]) -> pa.Array:
-    """Raw JSON, known to be UTF-8, as a string column: one join and one running sum."""
+def texts(values: Sequence[Raw]) -> pa.Array:
+    """Raw JSON, known to be UTF-8, as a string column, shape ``(n,)``: one join and one running sum."""
     offsets = np.zeros(len(values) + 1, np.int32)
-    np.cumsum([len(v) for v in values], out=offsets[1:])
+    np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
     joined = b"".join(values)
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(joined))
+
+
+class Columns(Struct):
+    """The fields of many events, each a tuple of shape ``(n,)`` in the events' order: `Event` turned on its side."""
+
+    name: Sequence[str]
+    properties: Sequence[Raw]
+    user_id: Sequence[str | int | None]
+    anonymous_id: Sequence[str | int | None]
+    session_id: Sequence[str | int | None]
+    timestamp: Sequence[str | int | float | None]
+    message_id: Sequence[str | None]
+    context: Sequence[Raw]
+
+    @classmethod
+    def of(cls, events: Sequence[Event]) -> Columns:
+        """One pass over ``events``, which must not be empty."""
+        return cls(*zip(*map(msgspec.structs.astuple, events), strict=True))
+
+
+def to_batch(
+    columns: Columns,
+    *,
+    tenant: str,
+    event_ids: pa.Array,
+    properties: pa.Array,
+    context: pa.Array,
+    at: npt.NDArray[np.int64],
+    received_at: npt.NDArray[np.int64],
+    source: str,
+) -> pa.RecordBatch:
+    """Checked events as one `UNPLACED_SCHEMA` batch, in order. ``at`` and ``received_at``: microseconds, ``(n,)``."""
+    n = len(columns.name)
+    return pa.RecordBatch.from_arrays(
+        [
+            word(tenant, n),
+            event_ids,
+            _words(columns.name),
+            _identifiers(columns.user_id),
+            _identifiers(columns.anonymous_id),
+            _identifiers(columns.session_id),
+            times_column(at),
+            times_column(received_at),
+            word(source, n),
+            properties,
+            context,
+        ],
+        schema=UNPLACED_SCHEMA,
+    )
 
 
 def placed(batch: pa.RecordBatch, first_seq: int, partition: int = 0) -> pa.RecordBatch:

@@ -140,6 +140,20 @@ class TrainReport(Struct, frozen=True):
     notes: str = ""
 
 
+class Message(Struct, frozen=True, kw_only=True):
+    """One outbox entry to push after its commit, at least once. ``id`` is stable across replays.
+
+    ``topic`` is one of ``metric``, ``insight``, ``pattern``, ``alert``, ``plugin``; ``body`` is JSON text.
+    """
+
+    id: str
+    topic: Literal["metric", "insight", "pattern", "alert", "plugin"]
+    tenant: str
+    body: bytes
+    seq: int = 0
+    """Position in the outbox, given by the store."""
+
+
 # --- what plugins are given ------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from analytics_core.state import Message
+from analytics_core.records import Message
 
 Receiver = Callable[[Message], None]
 

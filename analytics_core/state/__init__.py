@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 from analytics_core.records import Insight, Metric, MetricKind, Pattern
+from analytics_core.records import Message as Message
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True):
@@ -30,20 +31,6 @@ class Outputs(Struct, frozen=True, kw_only=True):
     metrics: Sequence[Metric] = ()
     patterns: Sequence[Pattern] = ()
     insights: Sequence[Insight] = ()
-
-
-class Message(Struct, frozen=True, kw_only=True):
-    """One outbox entry to push after its commit, at least once. ``id`` is stable across replays.
-
-    ``topic`` is one of ``metric``, ``insight``, ``pattern``, ``alert``, ``plugin``; ``body`` is JSON text.
-    """
-
-    id: str
-    topic: Literal["metric", "insight", "pattern", "alert", "plugin"]
-    tenant: str
-    body: bytes
-    seq: int = 0
-    """Position in the outbox, given by the store."""
 
 
 class Point(Struct, frozen=True, kw_only=True):

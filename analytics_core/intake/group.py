@@ -1,0 +1,308 @@
+"""One group: the events of all requests of one tenant and source that arrived in the same turn of the event loop.
+
+A row is one event; ``owner[row]`` is the request it came with, so each request gets its own counts and errors back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import structlog
+from msgspec import Raw
+
+from analytics_core.errors import AnalyticsError, LogWriteError
+from analytics_core.events import (
+    UNPLACED_SCHEMA,
+    Columns,
+    Event,
+    EventBatch,
+    FieldError,
+    moment,
+    placed,
+    read_times,
+    texts,
+    to_batch,
+)
+from analytics_core.intake.committer import Committer
+from analytics_core.intake.decode import Decoded
+from analytics_core.log.dedup import Deduplicator, Pending
+from analytics_core.records import Outcome
+
+if TYPE_CHECKING:
+    from analytics_core.intake import Enricher
+
+_log = structlog.get_logger("intake")
+MAX_NAME = 256
+MAX_ID = 512
+_NULL = b"null"
+
+
+class Submission:
+    """One request on its way: what it brought, and what became of it so far."""
+
+    __slots__ = ("accepted", "decoded", "duplicates", "idempotency_key", "received_at", "seq", "settled", "shift")
+
+    def __init__(
+        self,
+        decoded: Decoded,
+        received_at: int,
+        shift: int,
+        idempotency_key: str | None,
+        settled: asyncio.Future[None],
+    ) -> None:
+        self.decoded = decoded
+        self.received_at = received_at
+        self.shift = shift
+        self.idempotency_key = idempotency_key
+        self.settled = settled
+        self.accepted = 0
+        self.duplicates = 0
+        self.seq: int | None = None
+
+    def reject(self, row: int, field: str, message: str) -> None:
+        """``row`` counts the request's decoded events from 0."""
+        self.decoded.bad.append(FieldError(self.decoded.index[row], field, message))
+
+    def outcome(self, durable: int) -> Outcome:
+        """``durable``: the log's position now, which is where a request of duplicates alone can be read."""
+        return Outcome(
+            accepted=self.accepted,
+            duplicates=self.duplicates,
+            rejected=sorted(self.decoded.bad, key=lambda e: e.index),
+            deduplicated=self._deduplicated(),
+            seq=self.seq if self.seq is not None else durable - 1,
+        )
+
+    def _deduplicated(self) -> Literal["messageId", "idempotencyKey", "none"]:
+        if all(e.message_id for e in self.decoded.events):
+            return "messageId"
+        return "idempotencyKey" if self.idempotency_key else "none"
+
+
+class Ids:
+    """Fresh event ids: 128 random bits as 32 hex digits, cut from one random block per group."""
+
+    def take(self, count: int) -> list[str]:
+        block = os.urandom(16 * count).hex()
+        return [block[at : at + 32] for at in range(0, 32 * count, 32)]
+
+
+class Group:
+    """Checks its rows when made; `run` then drops duplicates, enriches, commits and settles every submission."""
+
+    def __init__(
+        self, submissions: Sequence[Submission], tenant: str, source: str, max_event_bytes: int, ids: Ids
+    ) -> None:
+        self._submissions = submissions
+        self._tenant = tenant
+        counts = [len(s.decoded.events) for s in submissions]
+        self._starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        owner = np.repeat(np.arange(len(counts)), counts)
+        columns = Columns.of(_flatten(submissions))
+        received = np.array([s.received_at for s in submissions], np.int64)[owner]
+        shift = np.array([s.shift for s in submissions], np.int64)[owner] if any(s.shift for s in submissions) else None
+        times = read_times(columns.timestamp, received, shift)
+        errors: dict[int, tuple[str, str]] = {row: ("timestamp", text) for row, text in times.errors.items()}
+        self.clamped = int(times.clamped.sum())
+        changed = times.clamped if shift is None else times.clamped | (shift != 0)
+        if changed.any():
+            columns.context = _with_original(columns, np.flatnonzero(changed).tolist())
+        batch = to_batch(
+            columns,
+            tenant=tenant,
+            event_ids=pa.array(self._event_ids(columns.message_id, owner, ids), pa.string()),
+            properties=_objects("properties", columns.properties, max_event_bytes, errors),
+            context=_objects("context", columns.context, max_event_bytes, errors),
+            at=times.at,
+            received_at=received,
+            source=source,
+        )
+        _check_words(columns.name, batch, errors)
+        self._batch, self._rows, self._owner = self._without(errors, batch, owner)
+
+    def _event_ids(self, given: Sequence[str | None], owner: npt.NDArray[np.int64], ids: Ids) -> Sequence[str | None]:
+        if all(given):
+            return given
+        missing = [row for row, value in enumerate(given) if not value]
+        fresh = ids.take(len(missing))
+        filled = list(given)
+        for row, made in zip(missing, fresh, strict=True):
+            submission = self._submissions[owner[row]]
+            key = submission.idempotency_key
+            local = int(row - self._starts[owner[row]])
+            filled[row] = f"{key}:{submission.decoded.index[local]}" if key else made
+        return filled
+
+    def _without(
+        self, errors: dict[int, tuple[str, str]], batch: pa.RecordBatch, owner: npt.NDArray[np.int64]
+    ) -> tuple[pa.RecordBatch, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        rows = np.arange(len(owner))
+        if not errors:
+            return batch, rows, owner
+        for row, (field, message) in errors.items():
+            self._reject(row, owner[row], field, message)
+        good = np.ones(len(owner), np.bool_)
+        good[list(errors)] = False
+        return batch.filter(pa.array(good)), rows[good], owner[good]
+
+    def _reject(self, row: int, owner: int, field: str, message: str) -> None:
+        self._submissions[owner].reject(int(row - self._starts[owner]), field, message)
+
+    async def run(self, dedup: Deduplicator, enricher: Enricher, committer: Committer) -> None:
+        """Settle every submission: with its counts, or with the error that kept its rows out of the log."""
+        failure: Exception | None = None
+        try:
+            await self._store(self._batch, self._rows, self._owner, dedup, enricher, committer)
+        except AnalyticsError as error:
+            failure = error
+        except Exception as error:
+            _log.exception("group_failed", tenant=self._tenant)
+            failure = LogWriteError("the log", error)
+        for submission in self._submissions:
+            if submission.settled.done():  # its client has gone
+                continue
+            if failure is None:
+                submission.settled.set_result(None)
+            else:
+                submission.settled.set_exception(failure)
+
+    async def _store(
+        self,
+        batch: pa.RecordBatch,
+        rows: npt.NDArray[np.int64],
+        owner: npt.NDArray[np.int64],
+        dedup: Deduplicator,
+        enricher: Enricher,
+        committer: Committer,
+    ) -> None:
+        """Commit the rows that are new. Rows whose id is still on its way with another group wait for its outcome and
+        are then looked at again: stored means duplicate, failed means new."""
+        if not batch.num_rows:
+            return
+        admission = dedup.admit(dedup.hashes(self._tenant, batch.column("event_id")))
+        new = admission.new
+        if admission.pending is not None:
+            fresh = batch if new.all() else batch.filter(pa.array(new))
+            await self._commit(fresh, rows[new], owner[new], admission.pending, dedup, enricher, committer)
+        if new.all():
+            return
+        if admission.waits:
+            await asyncio.gather(
+                *(asyncio.wrap_future(pending.future) for pending in admission.waits), return_exceptions=True
+            )
+            rest = batch.filter(pa.array(~new))
+            await self._store(rest, rows[~new], owner[~new], dedup, enricher, committer)
+            return
+        self._count(owner[~new], "duplicates")
+
+    async def _commit(
+        self,
+        batch: pa.RecordBatch,
+        rows: npt.NDArray[np.int64],
+        owner: npt.NDArray[np.int64],
+        pending: Pending,
+        dedup: Deduplicator,
+        enricher: Enricher,
+        committer: Committer,
+    ) -> None:
+        try:
+            if enricher.enriches():
+                batch, rows, owner = await self._enrich(batch, rows, owner, enricher)
+            first = await asyncio.wrap_future(committer.submit(batch)) if batch.num_rows else 0
+        except BaseException as error:
+            dedup.fail(pending, error)
+            raise
+        dedup.commit(pending, first)
+        if not batch.num_rows:
+            return
+        self._count(owner, "accepted")
+        for index in np.unique(owner).tolist():
+            self._submissions[index].seq = first + int(np.flatnonzero(owner == index)[-1])
+
+    async def _enrich(
+        self, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], owner: npt.NDArray[np.int64], enricher: Enricher
+    ) -> tuple[pa.RecordBatch, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        now = moment(self._submissions[0].received_at)
+        enriched, dropped = await enricher.enrich(EventBatch(placed(batch, 0), self._tenant, now))
+        batch = enriched.record_batch.select(UNPLACED_SCHEMA.names).cast(UNPLACED_SCHEMA)
+        if dropped is None or not dropped.any():
+            return batch, rows, owner
+        for row, index in zip(rows[dropped].tolist(), owner[dropped].tolist(), strict=True):
+            self._reject(row, index, "event", "dropped by an enrich plugin")
+        return batch.filter(pa.array(~dropped)), rows[~dropped], owner[~dropped]
+
+    def _count(self, owner: npt.NDArray[np.int64], what: Literal["accepted", "duplicates"]) -> None:
+        for submission, count in zip(
+            self._submissions, np.bincount(owner, minlength=len(self._submissions)).tolist(), strict=True
+        ):
+            setattr(submission, what, getattr(submission, what) + count)
+
+
+def _flatten(submissions: Sequence[Submission]) -> list[Event]:
+    if len(submissions) == 1:
+        return submissions[0].decoded.events
+    return [event for submission in submissions for event in submission.decoded.events]
+
+
+def _lengths(column: pa.Array) -> npt.NDArray[np.int32]:
+    """Bytes of each string, shape ``(n,)``; for a column that starts at its buffers' beginning."""
+    offsets = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1)
+    return np.diff(offsets)
+
+
+def _check_words(names: Sequence[str], batch: pa.RecordBatch, errors: dict[int, tuple[str, str]]) -> None:
+    if "" in names or max(map(len, names)) > MAX_NAME:
+        for row, name in enumerate(names):
+            if not name:
+                errors.setdefault(row, ("event", "is empty"))
+            elif len(name) > MAX_NAME:
+                errors.setdefault(row, ("event", f"is longer than {MAX_NAME} characters"))
+    wire = {"event_id": "messageId", "user_id": "userId", "anonymous_id": "anonymousId", "session_id": "sessionId"}
+    for column, field in wire.items():
+        lengths = _lengths(batch.column(column))
+        for row in np.flatnonzero(lengths > MAX_ID).tolist():
+            errors.setdefault(row, (field, f"is longer than {MAX_ID} bytes"))
+
+
+def _objects(field: str, values: Sequence[Raw], max_bytes: int, errors: dict[int, tuple[str, str]]) -> pa.Array:
+    """Raw JSON values as a string column of objects: null is the empty object, any other kind an error of its row."""
+    column = texts(values)
+    offsets = np.frombuffer(column.buffers()[1], np.int32, len(values) + 1)
+    first = np.frombuffer(column.buffers()[2], np.uint8)[offsets[:-1]]
+    strange = first != ord("{")
+    if strange.any():
+        replaced = list(values)
+        for row in np.flatnonzero(strange).tolist():
+            if bytes(values[row]) != _NULL:
+                kind = type(msgspec.json.decode(values[row])).__name__
+                errors.setdefault(row, (field, f"must be a JSON object, not {_JSON_KINDS.get(kind, kind)}"))
+            replaced[row] = Raw(b"{}")
+        return _objects(field, replaced, max_bytes, errors)
+    for row in np.flatnonzero(np.diff(offsets) > max_bytes).tolist():
+        errors.setdefault(row, (field, f"is larger than {max_bytes} bytes"))
+    return column
+
+
+_JSON_KINDS = {"int": "a number", "float": "a number", "str": "a string", "list": "an array", "bool": "true or false"}
+
+
+def _with_original(columns: Columns, rows: list[int]) -> list[Raw]:
+    """Contexts that keep the client's own timestamp where the rules of time have changed it."""
+    contexts = list(columns.context)
+    for row in rows:
+        if columns.timestamp[row] is None:
+            continue
+        try:
+            context: dict[str, Any] = msgspec.json.decode(contexts[row], type=dict[str, Any])
+        except msgspec.DecodeError:  # no object: the check of its field says so
+            continue
+        context["originalTimestamp"] = columns.timestamp[row]
+        contexts[row] = Raw(msgspec.json.encode(context))
+    return contexts

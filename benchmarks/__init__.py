@@ -1,0 +1,1 @@
+"""What the project promises of speed and durability, measured. ``python -m benchmarks --help`` lists the parts."""

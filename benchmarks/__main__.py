@@ -1,0 +1,50 @@
+"""``python -m benchmarks [PART ...]``: run the parts and print their figures as JSON lines and a table."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from benchmarks import busy, measures
+
+PARTS: dict[str, tuple[str, Callable[[bool], Any]]] = {
+    "startup": (
+        "time to the first answer, memory when idle",
+        lambda quick: measures.startup(1 if quick else 5),
+    ),
+    "ingest": (
+        "burst: durable events/s at batch 1, 10, 100, 1000",
+        lambda quick: measures.ingest(3 if quick else 20, 1 if quick else 3),
+    ),
+    "sustained": (
+        "the rate at which no lane falls behind",
+        lambda quick: measures.sustained(10 if quick else 60),
+    ),
+    "push": ("POST to the socket client's metric", lambda quick: measures.push(30 if quick else 300)),
+    "kills": ("kill -9 under load", lambda quick: measures.kills(5 if quick else 50)),
+    "memory": ("resident memory after 10 M events", lambda quick: measures.memory(500_000 if quick else 10_000_000)),
+    "busy": (
+        "ack p99 beside a busy pure-Python plugin, in a thread and in a process",
+        lambda quick: busy.measure(3 if quick else 15),
+    ),
+}
+
+
+@click.command()
+@click.argument("parts", nargs=-1, type=click.Choice(list(PARTS)))
+@click.option("--quick", is_flag=True, help="A few seconds a part: to see that it runs, not to quote.")
+def main(parts: tuple[str, ...], quick: bool) -> None:
+    """Measure the running system on this machine; without PART, all of it. The load runs on the same cores."""
+    print(json.dumps({"machine": platform.platform(), "python": platform.python_version(), "quick": quick}))
+    for name in parts or PARTS:
+        title, measure = PARTS[name]
+        print(f"# {name}: {title}", flush=True)
+        print(json.dumps({name: measure(quick)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
