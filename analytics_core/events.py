@@ -199,6 +199,7 @@ class EventBatch:
         return polars.from_arrow(pa.Table.from_batches([self.record_batch]))
 
 
+_LARGEST: Final = 2.0**1023
 _EMPTY = pa.RecordBatch.from_pylist([], schema=SCHEMA)
 
 
@@ -210,20 +211,17 @@ def extract_property(column: pa.Array, name: str, kind: type) -> pa.Array:
         return pa.array([], arrow)
     holder = msgspec.defstruct("Holder", [("value", Any, UNSET)], rename={"value": head}, gc=False)
     values = [_walk(found.value, path) for found in _decode_all(column, holder)]
-    if kind is not bool:
-        values = [v if isinstance(v, accepted) and v is not True and v is not False else None for v in values]
-    else:
-        values = [v if isinstance(v, bool) else None for v in values]
-    try:
-        return pa.array(values, arrow)
-    except (OverflowError, pa.ArrowInvalid):  # an integer that does not fit 64 bits is no value of this type
-        return pa.array([_fitting(v) for v in values], arrow)
+    return pa.array([_typed(value, kind, accepted) for value in values], arrow)
 
 
-def _fitting(value: Any) -> Any:
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+def _typed(value: Any, kind: type, accepted: tuple[type, ...]) -> Any:
+    if type(value) not in accepted:
         return None
-    return value
+    if kind is int:
+        return value if -(2**63) <= value < 2**63 else None
+    if kind is float and abs(value) > _LARGEST:
+        return None
+    return float(value) if kind is float else value
 
 
 def _walk(value: Any, path: list[str]) -> Any:

@@ -35,8 +35,8 @@ class Decoded(Struct):
 
 
 class _Envelope(Struct):
-    events: Raw | None = None
-    sent_at: Raw | None = msgspec.field(default=None, name="sentAt")
+    events: Raw = Raw()
+    sent_at: Raw = msgspec.field(default=Raw(), name="sentAt")
 
 
 _event_list = msgspec.json.Decoder(list[Event])
@@ -79,10 +79,10 @@ def _decode_object(body: bytes) -> Decoded:
         envelope = _envelope.decode(body)
     except msgspec.ValidationError as error:
         raise MalformedBodyError(str(error)) from None
-    if envelope.events is None:
+    if not len(envelope.events):
         return _decode_each([Raw(body)])
     decoded = _decode_list(bytes(envelope.events))
-    if envelope.sent_at is not None:
+    if len(envelope.sent_at):
         try:
             value = _time.decode(envelope.sent_at)
             decoded.sent_at = None if value is None else parse_time(value)

@@ -1,0 +1,370 @@
+"""The acknowledgement path over the real log: counted once, kept when a neighbour is bad, all or nothing on failure."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from analytics_core.config import Intake as IntakeSettings
+from analytics_core.errors import LogFullError, LogWriteError, OverloadedError, RejectedError
+from analytics_core.events import Event, EventBatch
+from analytics_core.intake import Intake
+from analytics_core.log.dedup import Deduplicator
+from analytics_core.log.segments import SegmentLog
+from analytics_core.records import Outcome
+
+NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
+
+
+class Plain:
+    """A host without enrich plugins."""
+
+    def enriches(self) -> bool:
+        return False
+
+    async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Any]:
+        raise AssertionError("not asked")
+
+
+class GatedLog:
+    """The real log, whose appends wait at a gate and may be told to fail: the moment between queue and disk."""
+
+    def __init__(self, log: SegmentLog) -> None:
+        self._log = log
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fail: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._log, name)
+
+    def append(self, batches: Sequence[pa.RecordBatch], watermark: datetime) -> list[int]:
+        assert self.gate.wait(30)
+        if batches and self.fail is not None:
+            error, self.fail = self.fail, None
+            raise error
+        return self._log.append(batches, watermark)
+
+
+class House:
+    def __init__(self, intake: Intake, log: GatedLog) -> None:
+        self.intake = intake
+        self.log = log
+
+    async def post(self, events: Any, **arguments: Any) -> Outcome:
+        return await self.intake.accept(
+            msgspec.json.encode(events), tenant=arguments.pop("tenant", "default"), **arguments
+        )
+
+    def rows(self) -> list[tuple[str, str]]:
+        batches, _ = self.log.read(self.log.first, 1_000_000)
+        return [(b.tenant, row.name) for b in batches for row in b.rows()]
+
+
+@asynccontextmanager
+async def house(tmp_path: Path, enricher: Any = None, **settings: Any) -> AsyncIterator[House]:
+    real = SegmentLog(tmp_path / "log", disk_reserve_bytes=0)
+    log = GatedLog(real)
+    dedup = Deduplicator(real, 100_000)
+    intake = Intake(IntakeSettings(**settings), log, dedup, enricher or Plain(), clock=lambda: NOW)
+    intake.start()
+    try:
+        yield House(intake, log)
+    finally:
+        log.gate.set()
+        await intake.stop()
+        dedup.close()
+        log.close()
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def event(name: str, id_: str | None = None, **fields: Any) -> dict[str, Any]:
+    return {"event": name, **({"messageId": id_} if id_ else {}), **fields}
+
+
+def test_acknowledged_is_readable_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            outcome = await h.post([event("a", "1"), event("b", "2")])
+            assert (outcome.accepted, outcome.duplicates, outcome.deduplicated) == (2, 0, "messageId")
+            assert outcome.seq == h.log.durable - 1
+            assert h.rows() == [("default", "a"), ("default", "b")]
+
+    run(scenario)
+
+
+def test_good_events_are_kept_when_a_neighbour_is_bad(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, max_event_bytes=100) as h:
+            outcome = await h.post(
+                [
+                    event("a"),
+                    event("b", timestamp="1970-01-01"),
+                    event("c", properties=5),
+                    {"properties": {}},
+                    event("d", properties=None),
+                    event(""),
+                    event("e", properties={"x": "y" * 200}),
+                    event("f", userId="u" * 600),
+                    event("g" * 300),
+                    event("h"),
+                ]
+            )
+            assert outcome.accepted == 3
+            assert [(e.index, e.field) for e in outcome.rejected] == [
+                (1, "timestamp"),
+                (2, "properties"),
+                (3, "event"),
+                (5, "event"),
+                (6, "properties"),
+                (7, "userId"),
+                (8, "event"),
+            ]
+            assert outcome.rejected[1].message == "must be a JSON object, not a number"
+            assert [name for _, name in h.rows()] == ["a", "d", "h"]
+
+    run(scenario)
+
+
+def test_all_bad_is_an_error_and_stores_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            with pytest.raises(RejectedError, match="all 2 events"):
+                await h.post([{"properties": {}}, event("a", timestamp="never")])
+            assert h.rows() == []
+
+    run(scenario)
+
+
+def test_an_empty_request_is_accepted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            assert (await h.post([])).accepted == 0
+
+    run(scenario)
+
+
+def test_a_request_sent_again_changes_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            await h.post([event("a", "1"), event("b", "2")])
+            again = await h.post([event("a", "1"), event("b", "2"), event("c", "3")])
+            assert (again.accepted, again.duplicates) == (1, 2)
+            assert len(h.rows()) == 3
+
+    run(scenario)
+
+
+def test_an_idempotency_key_stands_in_for_message_ids(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            body = [event("a"), {"bad": 1}, event("b")]
+            first = await h.post(body, idempotency_key="k1")
+            again = await h.post(body, idempotency_key="k1")
+            other = await h.post(body, idempotency_key="k2")
+            assert (first.accepted, first.deduplicated) == (2, "idempotencyKey")
+            assert (again.accepted, again.duplicates) == (0, 2)
+            assert other.accepted == 2
+            assert (await h.post([event("a")])).deduplicated == "none"
+
+    run(scenario)
+
+
+def test_the_same_id_of_another_tenant_is_another_event(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            await h.post([event("a", "1")], tenant="one")
+            assert (await h.post([event("a", "1")], tenant="two")).accepted == 1
+
+    run(scenario)
+
+
+def test_a_duplicate_in_flight_waits_for_the_first_and_is_stored_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            h.log.gate.clear()
+            first = asyncio.ensure_future(h.post([event("a", "1")]))
+            await settled()
+            second = asyncio.ensure_future(h.post([event("a", "1"), event("b", "2")]))
+            await settled()
+            assert not first.done()
+            assert not second.done()
+            h.log.gate.set()
+            assert (await first).accepted == 1
+            outcome = await second
+            assert (outcome.accepted, outcome.duplicates) == (1, 1)
+            assert sorted(name for _, name in h.rows()) == ["a", "b"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "error", [LogFullError("no space"), LogWriteError("x.seg", OSError("I/O error")), OSError("boom")]
+)
+def test_a_failed_write_makes_its_ids_new_again(tmp_path: Path, error: Exception) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            h.log.gate.clear()
+            h.log.fail = error
+            first = asyncio.ensure_future(h.post([event("a", "1")]))
+            await settled()
+            second = asyncio.ensure_future(h.post([event("a", "1")]))
+            await settled()
+            h.log.gate.set()
+            with pytest.raises(OverloadedError):
+                await first
+            assert (await second).accepted == 1, "the copy that waited is looked at again, and is new"
+            assert (await h.post([event("a", "1")])).duplicates == 1
+            assert len(h.rows()) == 1
+
+    run(scenario)
+
+
+def test_one_turn_of_the_loop_is_one_commit_and_every_request_gets_its_own_outcome(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            bodies = [[event("a", f"{i}"), event("a", f"{i}"), event("b", "shared"), {"x": 1}] for i in range(20)]
+            outcomes = await asyncio.gather(*(h.post(body) for body in bodies))
+            assert sum(o.accepted for o in outcomes) == 21
+            assert sum(o.duplicates for o in outcomes) == 39
+            assert all([e.index for e in o.rejected] == [3] for o in outcomes)
+            assert len(h.rows()) == 21
+
+    run(scenario)
+
+
+def test_a_full_queue_is_refused_and_recovers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path, queue_bytes=60) as h:
+            h.log.gate.clear()
+            first = asyncio.ensure_future(h.post([event("a", "1")]))
+            await settled()
+            with pytest.raises(OverloadedError, match="the ingest queue is full"):
+                await h.post([event("b", "2"), event("c", "3")])
+            h.log.gate.set()
+            await first
+            assert (await h.post([event("b", "2")])).accepted == 1
+            assert h.intake.queued_bytes == 0
+
+    run(scenario)
+
+
+def test_enrichment_changes_and_drops_before_the_commit(tmp_path: Path) -> None:
+    class Masks(Plain):
+        def enriches(self) -> bool:
+            return True
+
+        async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Any]:
+            masked = pa.array(['{"card":"***"}'] * len(batch))
+            at = batch.record_batch.schema.get_field_index("properties")
+            changed = batch.record_batch.set_column(at, batch.record_batch.schema.field(at), masked)
+            drop = np.array([name == "bot" for name in batch.column("name").to_pylist()])
+            return EventBatch(changed, batch.tenant, batch.watermark), drop
+
+    async def scenario() -> None:
+        async with house(tmp_path, Masks()) as h:
+            outcome = await h.post([event("a", "1", properties={"card": "4711"}), event("bot", "2")])
+            assert outcome.accepted == 1
+            assert [(e.index, e.message) for e in outcome.rejected] == [(1, "dropped by an enrich plugin")]
+            batches, _ = h.log.read(h.log.first)
+            assert [row.properties for b in batches for row in b.rows()] == [{"card": "***"}]
+
+    run(scenario)
+
+
+def test_a_rejecting_enricher_stores_nothing_and_the_ids_stay_new(tmp_path: Path) -> None:
+    class Rejects(Plain):
+        down = True
+
+        def enriches(self) -> bool:
+            return self.down
+
+        async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Any]:
+            raise OverloadedError("plugin 'mask' is needed and does not answer")
+
+    async def scenario() -> None:
+        enricher = Rejects()
+        async with house(tmp_path, enricher) as h:
+            with pytest.raises(OverloadedError, match="mask"):
+                await h.post([event("a", "1")])
+            enricher.down = False
+            assert (await h.post([event("a", "1")])).accepted == 1
+
+    run(scenario)
+
+
+def test_skew_is_corrected_and_the_clients_own_time_is_kept(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            await h.post(
+                {
+                    "events": [event("a", "1", timestamp="2025-06-01T09:00:00Z"), event("b", "2")],
+                    "sentAt": "2025-06-01T09:00:10Z",
+                }
+            )
+            batches, _ = h.log.read(h.log.first)
+            a, b = [row for batch in batches for row in batch.rows()]
+            assert a.timestamp == NOW
+            assert a.context == {"originalTimestamp": "2025-06-01T09:00:00Z"}
+            assert (b.timestamp, b.context) == (NOW, {})
+
+    run(scenario)
+
+
+def test_a_client_that_goes_away_leaves_nothing_undone(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            h.log.gate.clear()
+            gone = asyncio.ensure_future(h.post([event("a", "1")]))
+            await settled()
+            gone.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await gone
+            h.log.gate.set()
+            assert (await h.post([event("a", "1")])).duplicates == 1
+            assert len(h.rows()) == 1
+
+    run(scenario)
+
+
+def test_a_quiet_log_gets_watermarks(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            before = h.log.durable
+            assert await asyncio.to_thread(h.log.wait, before, 30) > before
+            batches, _ = h.log.read(before)
+            assert [(b.tenant, len(b), b.watermark) for b in batches[:1]] == [("", 0, NOW)]
+
+    run(scenario)
+
+
+def test_adapters_share_the_path(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            outcome = await h.intake.accept_events(
+                [Event.of("a", {"x": 1}, message_id="1")], tenant="default", source="segment"
+            )
+            assert outcome.accepted == 1
+            batches, _ = h.log.read(h.log.first)
+            assert batches[0].column("source").to_pylist() == ["segment"]
+
+    run(scenario)
+
+
+async def settled() -> None:
+    """Let every callback that is due run; what still waits then waits for the gate."""
+    for _ in range(20):
+        await asyncio.sleep(0)
