@@ -1,0 +1,237 @@
+"""128-bit hashes of event ids, and the sorted arrays that hold them in memory and beside each sealed segment.
+
+The hash is NH (Black, Halevi, Krawczyk, Krovetz, Rogaway: UMAC, CRYPTO 1999) over 32-bit words, taken twice with
+independent keys, then the bijective finaliser of MurmurHash3. The keys are drawn per tenant from the secret of the data
+directory, so whoever sends ids can aim neither at another id (at most 2^-64 a pair) nor at another tenant.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from hashlib import blake2b, shake_128
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Hashes = npt.NDArray[np.uint64]
+"""Shape ``(2, n)``: the high and the low half of n hashes."""
+Mask = npt.NDArray[np.bool_]
+
+SECRET_BYTES: Final = 32
+_LONGEST: Final = 256
+_FEW: Final = 4
+_BLOCK: Final = 8192
+_TENANTS: Final = 4096
+_LOW: Final = np.uint64(0xFFFFFFFF)
+_SHIFT: Final = np.uint64(32)
+_MIX_SHIFT: Final = np.uint64(33)
+_MIX: Final = (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
+_TAIL: Final = np.array([2 ** (8 * kept) - 1 for kept in range(9)], np.uint64)
+_HEAD = struct.Struct("<4sI8sqqq")  # magic, CRC of the arrays, fingerprint of the secret, first, end, count
+_MAGIC: Final = b"AID\x01"
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret of a data directory; made, durably, when there is none."""
+    if path.exists() and len(secret := path.read_bytes()) == SECRET_BYTES:
+        return secret
+    secret = os.urandom(SECRET_BYTES)
+    _replace(path, [secret], durable=True)
+    return secret
+
+
+class IdHasher:
+    """Hashes of (tenant, event id) under one secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._keys: dict[str, tuple[npt.NDArray[np.uint32], list[list[int]]]] = {}
+        self.fingerprint = blake2b(b"fingerprint", key=secret, digest_size=8).digest()
+
+    def __call__(self, tenant: str, ids: pa.Array) -> Hashes:
+        """Hashes of a string column without nulls, shape ``(2, len(ids))``, straight from its buffers."""
+        keys = self._keys.get(tenant)
+        if keys is None:
+            if len(self._keys) >= _TENANTS:
+                self._keys.clear()
+            keys = self._keys[tenant] = self._draw(tenant)
+        count = len(ids)
+        if count <= _FEW:
+            few = [[_one(self._shortened(text.as_py().encode()), half) for text in ids] for half in keys[1]]
+            return np.array(few, np.uint64).reshape(2, count)
+        if count <= _BLOCK:
+            return self._block(ids, keys[0])
+        return np.hstack([self._block(ids.slice(at, _BLOCK), keys[0]) for at in range(0, count, _BLOCK)])
+
+    def _draw(self, tenant: str) -> tuple[npt.NDArray[np.uint32], list[list[int]]]:
+        """NH keys, two for each 64-bit word of the longest id and for its length: ``(2, 1, words)``, and as ints."""
+        words = 2 * (_LONGEST // 8 + 1)
+        drawn = shake_128(self._secret + tenant.encode()).digest(2 * 4 * words)
+        keys = np.frombuffer(drawn, "<u4").reshape(2, words)
+        return keys[:, None, :], keys.tolist()
+
+    def _shortened(self, text: bytes) -> tuple[int, bytes]:
+        """Length and words of an id; a digest stands for one too long for the keys, told apart by the length."""
+        if len(text) <= _LONGEST:
+            return len(text), text
+        return len(text), blake2b(text, key=self._secret, digest_size=32).digest()
+
+    def _block(self, ids: pa.Array, keys: npt.NDArray[np.uint32]) -> Hashes:
+        _, ends, data = ids.buffers()
+        bounds = np.frombuffer(ends, np.int32, len(ids) + 1, 4 * ids.offset).astype(np.int64)
+        low, size = int(bounds[0]), int(bounds[-1] - bounds[0])
+        text = np.zeros(size + _LONGEST, np.uint8)
+        if size:
+            text[:size] = np.frombuffer(data, np.uint8, size, low)
+        starts, lengths = bounds[:-1] - low, bounds[1:] - bounds[:-1]
+        words = np.maximum((lengths + 7) >> 3, 1)
+        narrow, wide = int(words.min()), int(words.max())
+        if narrow == wide and 8 * wide <= _LONGEST:
+            return _nh(_message(text, starts, lengths, wide), keys)
+        out = np.empty((2, len(ids)), np.uint64)
+        for width in np.unique(words).tolist():
+            at = np.flatnonzero(words == width)
+            if 8 * width <= _LONGEST:
+                out[:, at] = _nh(_message(text, starts[at], lengths[at], width), keys)
+            else:
+                out[:, at] = _nh(self._digests(text, starts[at], lengths[at]), keys)
+        return out
+
+    def _digests(self, text: npt.NDArray[np.uint8], starts: Any, lengths: Any) -> npt.NDArray[np.uint64]:
+        pairs = zip(starts.tolist(), lengths.tolist(), strict=True)
+        digests = b"".join(self._shortened(text[at : at + length].tobytes())[1] for at, length in pairs)
+        return np.column_stack([lengths.astype(np.uint64), np.frombuffer(digests, np.uint64).reshape(-1, 4)])
+
+
+def _one(text: tuple[int, bytes], keys: list[int]) -> int:
+    """One half of the hash of one id, in plain integers: below a few ids this is cheaper than arrays."""
+    length, data = text
+    words = max(-(-len(data) // 8), 1)
+    halves = struct.unpack(f"<{2 * words}I", data.ljust(8 * words, b"\0"))
+    total = ((length + keys[0]) & 0xFFFFFFFF) * keys[1]
+    for at in range(0, 2 * words, 2):
+        total += ((halves[at] + keys[at + 2]) & 0xFFFFFFFF) * ((halves[at + 1] + keys[at + 3]) & 0xFFFFFFFF)
+    total &= 0xFFFFFFFFFFFFFFFF
+    for factor in _MIX:
+        total = ((total ^ (total >> 33)) * factor) & 0xFFFFFFFFFFFFFFFF
+    return total ^ (total >> 33)
+
+
+def _message(text: npt.NDArray[np.uint8], starts: Any, lengths: Any, words: int) -> npt.NDArray[np.uint64]:
+    """Ids of ``words`` 64-bit words each, zero padded, behind their lengths, shape ``(n, words + 1)``."""
+    width = 8 * words
+    windows: Any = np.ndarray((len(text) - width + 1,), f"V{width}", text, 0, (1,))
+    message = np.empty((len(starts), words + 1), np.uint64)
+    message[:, 0] = lengths
+    message[:, 1:] = windows[starts].view(np.uint64).reshape(-1, words)
+    message[:, words] &= _TAIL[lengths - (width - 8)]
+    return message
+
+
+def _nh(message: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint32]) -> Hashes:
+    halves = message.view(np.uint32)
+    summed = (halves + keys[:, :, : halves.shape[1]]).view(np.uint64)
+    out: Hashes = np.vecdot(summed & _LOW, summed >> _SHIFT)
+    out ^= out >> _MIX_SHIFT
+    out *= np.uint64(_MIX[0])
+    out ^= out >> _MIX_SHIFT
+    out *= np.uint64(_MIX[1])
+    out ^= out >> _MIX_SHIFT
+    return out
+
+
+class IdRun:
+    """Hashes sorted by their high half, in memory or mapped."""
+
+    __slots__ = ("high", "low")
+
+    def __init__(self, high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> None:
+        self.high = high
+        self.low = low
+
+    @classmethod
+    def of(cls, hashes: Hashes) -> IdRun:
+        order = np.argsort(hashes[0])
+        return cls(hashes[0][order], hashes[1][order])
+
+    @classmethod
+    def merged(cls, runs: list[IdRun]) -> IdRun:
+        if len(runs) == 1:
+            return runs[0]
+        return cls.of(np.array([np.concatenate([r.high for r in runs]), np.concatenate([r.low for r in runs])]))
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def contains(self, hashes: Hashes) -> Mask:
+        """Which of ``(2, n)`` hashes are here, shape ``(n,)``."""
+        high, low = hashes
+        if not len(self.high):
+            return np.zeros(len(high), np.bool_)
+        at = self.high.searchsorted(high)
+        found: Mask = self.high.take(at, mode="clip") == high
+        rest = np.flatnonzero(found)
+        found[rest] = False
+        while len(rest):  # more than once only for equal high halves of different ids
+            rest = rest[self.high[at[rest]] == high[rest]]
+            found[rest] = self.low[at[rest]] == low[rest]
+            at[rest] += 1
+            rest = rest[~found[rest] & (at[rest] < len(self.high))]
+        return found
+
+
+# --- beside a sealed segment -----------------------------------------------------------------------------------------
+
+
+def write_run(path: Path, run: IdRun, first: int, end: int, fingerprint: bytes) -> IdRun:
+    """Write the ids of the sealed segment ``[first, end)``; the same run, mapped. It can always be rebuilt."""
+    parts = [np.ascontiguousarray(half).data.cast("B") for half in (run.high, run.low)] if len(run) else []
+    body = b"".join(parts)
+    _replace(path, [_HEAD.pack(_MAGIC, google_crc32c.value(body), fingerprint, first, end, len(run)), body])
+    return _mapped(path, len(run))
+
+
+def read_run(path: Path, first: int, end: int, fingerprint: bytes) -> tuple[IdRun, npt.NDArray[np.uint64]] | None:
+    """The mapped run of a sealed segment, and a copy of its hashes, shape ``(2, n)``; None unless it is whole."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(data) < _HEAD.size:
+        return None
+    magic, crc, secret, starts, ends, count = _HEAD.unpack_from(data)
+    body = pa.py_buffer(data).slice(_HEAD.size)
+    if (magic, secret, starts, ends) != (_MAGIC, fingerprint, first, end) or body.size != 16 * count:
+        return None
+    if google_crc32c.value(body) != crc:
+        return None
+    return _mapped(path, count), np.frombuffer(body, np.uint64).reshape(2, count)
+
+
+def _mapped(path: Path, count: int) -> IdRun:
+    with path.open("rb") as file:
+        data = mmap(file.fileno(), 0, access=ACCESS_READ)
+    halves = np.frombuffer(data, np.uint64, 2 * count, _HEAD.size).reshape(2, count)
+    return IdRun(halves[0], halves[1])
+
+
+def _replace(path: Path, parts: list[bytes], *, durable: bool = False) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.writelines(parts)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
+    if durable:
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,296 @@
+"""The embedded log: segment files in one directory, written by one process, read by any.
+
+    <first position>.seg   frames (`log.frames`)
+    <first position>.ids   sorted id hashes of a sealed segment, written and read by `log.dedup`
+    durable                one int64, mapped by readers: one past the last durable position
+    lock                   held with flock by the owner, whose process id it names
+
+The order of every append: frames, fdatasync, position, wake-up. After anything that fails, the file is cut back to its
+durable size before another byte is written; until that has worked, every append is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from itertools import pairwise
+from mmap import mmap
+from pathlib import Path
+from threading import Condition, Lock
+from typing import Any, Final
+
+import pyarrow as pa
+import structlog
+
+from analytics_core.errors import LogCorruptionError, LogFullError, LogWriteError
+from analytics_core.events import EventBatch, micros
+from analytics_core.log.frames import LOST, WATERMARK, Disk, events_frame, frame
+from analytics_core.log.reading import DURABLE, IDS_SUFFIX, FrameReader, SegmentReader, segment_path
+from analytics_core.log.recovery import make_directory, own, recover
+
+__all__ = ["IDS_SUFFIX", "SegmentLog", "SegmentReader", "partition_directory"]
+
+_SHARE_OF_DISK: Final = 0.2
+_SPACE_SECONDS: Final = 0.5
+_MOST_LOST: Final = 2**32 - 1
+_log = structlog.get_logger(__name__)
+
+
+def partition_directory(data_dir: Path) -> Path:
+    """Where the embedded log of a data directory lives."""
+    return data_dir / "log" / "p0"
+
+
+class SegmentLog:
+    """The `EventLog` over ``directory``. Opening it recovers: a torn end is cut before any reader starts.
+
+    ``append`` belongs to one thread; everything else is safe from any. Limits are bytes; ``log_max_bytes`` None takes
+    20 % of the disk. A watermark alone is written even when the limits are reached: 48 bytes that let lanes go on.
+
+    :raises LogLockedError: when another `SegmentLog` owns the directory.
+    :raises LogCorruptionError: for a bad frame that is not a torn end.
+    :raises LogWriteError: when recovery cannot write.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        segment_bytes: int = 64 << 20,
+        log_max_bytes: int | None = None,
+        disk_reserve_bytes: int = 1 << 30,
+        disk: Disk | None = None,
+    ) -> None:
+        self.directory = directory
+        self._disk = disk or Disk()
+        self._segment_bytes = segment_bytes
+        self._reserve = disk_reserve_bytes
+        self._writing = Lock()
+        self._trimming = Lock()
+        self._grown = Condition()
+        self._frames = FrameReader(directory)
+        self._closed = False
+        self._failed = False
+        self._poisoned = False
+        self._free, self._free_until = 0, 0.0
+        self._firsts: tuple[int, ...]
+        self._sealed: dict[int, int]
+        self._active: int
+        self._descriptor: int
+        self._size: int
+        self._bytes: int
+        self._durable: int
+        self._watermark: int
+        self._mapped: memoryview[int]
+        with ExitStack() as stack:
+            try:
+                make_directory(directory, self._disk)
+                stack.callback(os.close, own(directory))
+                self._recover(stack)
+                limit = int(self._disk.space(directory)[1] * _SHARE_OF_DISK)
+            except OSError as error:
+                raise LogWriteError(directory, error) from error
+            self._limit = limit if log_max_bytes is None else log_max_bytes
+            self._stack = stack.pop_all()
+
+    # --- reading
+
+    @property
+    def first(self) -> int:
+        return self._firsts[0]
+
+    @property
+    def durable(self) -> int:
+        return self._durable
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """The first position of each segment, ascending; the last one is still written."""
+        return self._firsts
+
+    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
+        """See `LogReader.read`. A watermark counts as one row; more than ``max_rows`` only in a single batch."""
+        return self._frames.read(start, self._durable, max_rows)
+
+    def batches(self, start: int, end: int) -> Iterator[int]:
+        """The first position of each durable batch from ``start``, where one starts, up to ``end``.
+
+        :raises TrimmedError: when ``start`` is below ``first``.
+        """
+        return self._frames.batches(start, min(end, self._durable))
+
+    def wait(self, position: int, timeout: float) -> int:
+        with self._grown:
+            self._grown.wait_for(lambda: self._durable > position or self._closed, timeout)
+            return self._durable
+
+    # --- writing
+
+    def append(self, batches: Sequence[pa.RecordBatch], watermark: datetime) -> list[int]:
+        """See `EventLog.append`. Each batch holds one tenant; one without rows takes no position.
+
+        :raises ValueError: for a batch of several tenants; nothing is written.
+        """
+        with self._writing:
+            self._mend()
+            group = position = self._durable
+            at = max(self._watermark, micros(watermark))
+            parts: list[Any] = []
+            firsts: list[int] = []
+            for batch in batches:
+                firsts.append(position)
+                if batch.num_rows:
+                    parts += events_frame(batch, position, at, group)
+                    position += batch.num_rows
+            if position == group:
+                parts = frame(WATERMARK, position, at, group)
+                position += 1
+                data = b"".join(parts)
+            else:
+                data = b"".join(parts)
+                self._refuse_when_full(len(data))
+            self._write(data)
+            self._publish(position, at, len(data))
+            return firsts
+
+    def trim(self, below: int) -> int:
+        """See `EventLog.trim`. The segment that is written is never deleted."""
+        with self._trimming:
+            for segment, following in pairwise(self._firsts):
+                if following > below:
+                    break
+                path = segment_path(self.directory, segment)
+                path.unlink()
+                path.with_suffix(IDS_SUFFIX).unlink(missing_ok=True)
+                with self._writing:
+                    self._firsts = self._firsts[1:]
+                    self._bytes -= self._sealed.pop(segment)
+            self._disk.sync_directory(self.directory)
+            return self._firsts[0]
+
+    def close(self) -> None:
+        """Give the directory back; waiting readers return. A second call does nothing.
+
+        :raises LogWriteError: when what a failed append has left could still not be cut.
+        """
+        with self._writing, self._stack:
+            if not self._closed:
+                self._mend()
+            self._closed = True
+            with self._grown:
+                self._grown.notify_all()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._poisoned or self._size >= self._segment_bytes:
+                self._roll()
+            self._failed = True
+            view, done = memoryview(data), 0
+            while done < len(data):
+                taken = self._disk.write(self._descriptor, view[done:], self._size + done)
+                if taken <= 0:
+                    raise OSError(errno.EIO, "the disk took no bytes")
+                done += taken
+            self._poisoned = True
+            self._disk.sync(self._descriptor)
+            self._poisoned = self._failed = False
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: OSError) -> LogFullError | LogWriteError:
+        path = segment_path(self.directory, self._active)
+        _log.error("log write failed", path=str(path), error=str(error), next_append_in_new_segment=self._poisoned)
+        try:
+            self._mend()
+        except LogWriteError as later:
+            _log.error("log not cut back yet; appends are refused until it is", path=str(path), error=str(later))
+        self._free_until = 0.0
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return LogFullError(f"the disk of {self.directory} is full")
+        return LogWriteError(path, error)
+
+    def _mend(self) -> None:
+        """Cut what a failed append may have left."""
+        if self._closed:
+            raise LogWriteError(self.directory, ValueError("the log is closed"))
+        if self._failed:
+            try:
+                self._disk.cut(self._descriptor, self._size)
+            except OSError as error:
+                raise LogWriteError(segment_path(self.directory, self._active), error) from error
+            self._failed = False
+
+    def _roll(self) -> None:
+        """Begin the segment that starts at the durable position."""
+        path = segment_path(self.directory, self._durable)
+        if self._active == self._durable:  # nothing in it is durable, and a failed fdatasync forbids to write it again
+            path.unlink(missing_ok=True)
+        descriptor = self._disk.create(path)
+        os.close(self._descriptor)
+        if self._active != self._durable:
+            self._sealed[self._active] = self._size
+            self._firsts = (*self._firsts, self._durable)
+        self._descriptor, self._active, self._size, self._poisoned = descriptor, self._durable, 0, False
+
+    def _publish(self, position: int, watermark: int, size: int) -> None:
+        self._size += size
+        self._bytes += size
+        self._free -= size
+        self._watermark = watermark
+        self._mapped[0] = position
+        with self._grown:
+            self._durable = position
+            self._grown.notify_all()
+
+    def _refuse_when_full(self, size: int) -> None:
+        if self._bytes + size > self._limit:
+            raise LogFullError(f"the log {self.directory} holds {self._bytes} bytes of at most {self._limit}")
+        now = time.monotonic()
+        if now > self._free_until or self._free - size < self._reserve:
+            self._free, self._free_until = self._disk.space(self.directory)[0], now + _SPACE_SECONDS
+        if self._free - size < self._reserve:
+            raise LogFullError(f"{self._free} bytes are free under {self.directory}, {self._reserve} stay in reserve")
+
+    # --- recovery
+
+    def _recover(self, stack: ExitStack) -> None:
+        recorded = self._map_durable(stack)
+        found = recover(self.directory, recorded, self._disk)
+        self._firsts, self._active = found.firsts, found.firsts[-1]
+        self._sealed, self._bytes = found.sealed, sum(found.sealed.values()) + found.size
+        self._durable, self._size, self._watermark = found.end, found.size, found.watermark
+        self._descriptor = os.open(segment_path(self.directory, self._active), os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(lambda: os.close(self._descriptor))
+        self._disk.sync(self._descriptor)
+        if found.end < recorded:
+            self._give_up(found.end, recorded)
+        self._mapped[0] = self._durable
+
+    def _map_durable(self, stack: ExitStack) -> int:
+        """Map the position file; what it records, 0 when it is new or unusable."""
+        descriptor = os.open(self.directory / DURABLE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            if os.fstat(descriptor).st_size < 8:
+                os.ftruncate(descriptor, 8)
+            mapped = stack.enter_context(mmap(descriptor, 8))
+        finally:
+            os.close(descriptor)
+        self._mapped = stack.enter_context(memoryview(mapped).cast("q"))
+        return max(self._mapped[0], 0)
+
+    def _give_up(self, position: int, recorded: int) -> None:
+        """Mark acknowledged positions that are gone: a reader must never meet one of them with another event."""
+        path = segment_path(self.directory, self._active)
+        lost = recorded - position
+        if lost > _MOST_LOST:
+            raise LogCorruptionError(self.directory / DURABLE, 0, f"it records {recorded}, {path} ends at {position}")
+        _log.error("acknowledged events are lost", path=str(path), first=position, positions=lost)
+        data = b"".join(frame(LOST, position, self._watermark, position, lost))
+        self._write(data)
+        self._size += len(data)
+        self._bytes += len(data)
+        self._durable = recorded
