@@ -15,7 +15,8 @@ class Snapshot(Struct, frozen=True):
     """One leased version: immutable files that hold exactly the events below ``position``.
 
     ``files`` are Parquet paths that may contain events of the asked tenant and range; rows still need the filter.
-    Every file has all columns of `events.SCHEMA`. Serialisable, so that a plugin's process can read it too.
+    Every file has all columns of `events.SCHEMA`, words as plain strings. Serialisable, so that a plugin's process can
+    read it too.
     """
 
     version: int
@@ -59,7 +60,8 @@ class EventStore(Protocol):
     def retain(self, policy: RetentionPolicy, now: datetime, *, confirmed: bool = False) -> int:
         """Drop events whose later of event day and received day is past the policy; rows dropped.
 
-        :raises RetentionHeldError: when that is over 10 % of a tenant, or ``now`` jumped, unless ``confirmed``.
+        :raises RetentionHeldError: when that is over 10 % of a tenant (under 14 days: over one and a half times the
+            share that a day's run drops), or ``now`` jumped, unless ``confirmed``; other tenants are done all the same.
         """
         ...
 

@@ -1,0 +1,210 @@
+"""The embedded lake: a Delta table of Parquet files that this process alone changes and anybody may read."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analytics_core.config import MB
+from analytics_core.errors import RetentionHeldError, StorageError
+from analytics_core.events import micros
+from analytics_core.lake import RetentionPolicy, Snapshot, compact, retention
+from analytics_core.lake.files import LakeFile, needed, partitions, scan, write_files
+from analytics_core.lake.table import Table
+
+_ATTEMPTS: Final = 5
+_DAY_SECONDS: Final = 86_400
+
+
+class DeltaStore:
+    """`EventStore` over one Delta table at ``directory``, partitioned by tenant and ``part``.
+
+    What `append` has returned for survives ``kill -9`` and power loss. Queries never wait for a change, changes wait
+    for each other only while they commit, and a change that meets a concurrent one is done again from what it left.
+
+    ``young_seconds``: how long vacuum spares a file after it was written or replaced. ``file_bytes``: the size from
+    which compaction leaves a sorted file alone.
+
+    :raises StorageError: when the table cannot be opened.
+    """
+
+    def __init__(self, directory: Path, *, young_seconds: float = 600.0, file_bytes: int = 128 * MB) -> None:
+        self._root = directory
+        self._spool = directory / "_spool"
+        self._young = young_seconds
+        self._file_bytes = file_bytes
+        self._changing = threading.Lock()  # held while the table changes
+        self._maintaining = threading.Lock()  # held by the one compaction, retention or vacuum; taken before the other
+        self._leasing = threading.Lock()  # guards the leases
+        self._leases: dict[int, list[str]] = {}
+        self._tickets = count()
+        self._replaced: dict[str, float] = {}
+        shutil.rmtree(self._spool, ignore_errors=True)
+        self._table = Table(directory)
+        newest = [file.last_received for file in self._table.current.all_files()]
+        self._clock = retention.ClockGuard(max([*newest, self._table.retained_at * 1_000_000]) or None)
+
+    @property
+    def position(self) -> int:
+        return self._table.current.position
+
+    @contextmanager
+    def lease(self, tenant: str, start: datetime | None = None, end: datetime | None = None) -> Iterator[Snapshot]:
+        """The files of the current version for events with ``start <= timestamp < end``, kept while it is open."""
+        low = None if start is None else micros(start)
+        high = None if end is None else micros(end)
+        with self._leasing:
+            version = self._table.current
+            files = [f"{self._root}/{file.path}" for file in needed(version.files.get(tenant, ()), low, high)]
+            ticket = next(self._tickets)
+            self._leases[ticket] = files
+        try:
+            yield Snapshot(version.number, version.position, files)
+        finally:
+            with self._leasing:
+                del self._leases[ticket]
+
+    def append(self, events: pa.Table, upto: int) -> int:
+        """`EventStore.append`.
+
+        :raises StorageError: when nothing is known to be stored; the same call may be made again.
+        :raises ValueError: when an event is at or beyond ``upto``, since a replay would store it twice.
+        """
+        if events.num_rows and pc.max(events.column("seq")).as_py() >= upto:
+            raise ValueError(f"append: there are events at or beyond upto={upto}")
+        with self._changing:
+            for _ in range(_ATTEMPTS):
+                self._table.refresh()
+                if upto <= self.position:
+                    return 0
+                fresh = events.filter(pc.greater_equal(events.column("seq"), self.position))
+                if self._table.commit(self._write(fresh), position=upto):
+                    return int(fresh.num_rows)
+        raise StorageError(f"the lake at {self._root} is changed by another process; one process owns a lake")
+
+    def _write(self, events: pa.Table) -> list[LakeFile]:
+        written: list[LakeFile] = []
+        try:
+            for tenant, part, rows in partitions(events):
+                written += write_files(
+                    self._root, tenant, part, rows.to_batches(), ordered=False, file_bytes=self._file_bytes
+                )
+        except (OSError, pa.ArrowException, StorageError) as error:
+            self._discard(written)
+            raise StorageError(f"writing to the lake at {self._root} failed: {error}") from error
+        return written
+
+    def _discard(self, files: Sequence[LakeFile]) -> None:
+        for file in files:
+            (self._root / file.path).unlink(missing_ok=True)
+
+    # --- maintenance -------------------------------------------------------------------------------------------------
+
+    def compact(self, should_stop: Callable[[], bool] = lambda: False) -> int:
+        """`EventStore.compact`; see `analytics_core.lake.compact` for what is merged when."""
+        removed = 0
+        with self._maintaining:
+            for group in compact.plan(self._table.current.all_files(), self._file_bytes):
+                if should_stop():
+                    break
+                rows = compact.sorted_batches(self._root, group, self._spool)
+                merged = self._rewrite(group[0], rows, ordered=True)
+                removed += len(group) if self._replace(merged, group, data_change=False) else 0
+        return removed
+
+    def retain(self, policy: RetentionPolicy, now: datetime, *, confirmed: bool = False) -> int:
+        """`EventStore.retain`; see `analytics_core.lake.retention` for the rules. A held tenant holds up no other."""
+        dropped = 0
+        held: RetentionHeldError | None = None
+        with self._maintaining:
+            version = self._table.current
+            newest = max((file.last_received for file in version.all_files()), default=None)
+            doubt = None if confirmed else self._clock.doubt(now, newest)
+            for sweep in retention.plan(self._root, version, policy, now):
+                if doubt:
+                    held = RetentionHeldError(sweep.tenant, sweep.share, f"{doubt}; confirm the run if it is right")
+                elif sweep.excessive and not confirmed:
+                    held = RetentionHeldError(sweep.tenant, sweep.share, "confirm the run if that is meant")
+                else:
+                    dropped += self._sweep(sweep)
+            if not doubt:
+                self._believe(now)
+        if held:
+            raise held
+        return dropped
+
+    def _sweep(self, sweep: retention.Sweep) -> int:
+        kept: list[LakeFile] = []
+        for file in sweep.mixed:
+            rows = retention.kept_batches(self._root / file.path, sweep.cutoff)
+            kept += self._rewrite(file, rows, ordered=file.ordered)
+        return sweep.dropped if self._replace(kept, [*sweep.whole, *sweep.mixed], data_change=True) else 0
+
+    def _believe(self, now: datetime) -> None:
+        """Remember the run: for this process always, for later ones once a day."""
+        self._clock.believe(now)
+        seconds = int(now.timestamp())
+        with self._changing:
+            self._table.refresh()
+            if seconds - self._table.retained_at >= _DAY_SECONDS:
+                self._table.commit(retained_at=seconds)
+
+    def _rewrite(self, like: LakeFile, rows: Iterator[pa.RecordBatch], *, ordered: bool) -> list[LakeFile]:
+        try:
+            return write_files(self._root, like.tenant, like.part, rows, ordered=ordered, file_bytes=self._file_bytes)
+        except (OSError, pa.ArrowException, compact.SortError) as error:
+            raise StorageError(f"rewriting {like.tenant}/{like.part} of {self._root} failed: {error}") from error
+
+    def _replace(self, added: Sequence[LakeFile], gone: Sequence[LakeFile], *, data_change: bool) -> bool:
+        """Put ``added`` in the place of ``gone``, unless one of those is there no longer: then the next run plans anew.
+
+        What is not committed stays for vacuum, since a commit that failed may yet have taken place.
+        """
+        with self._changing:
+            for _ in range(_ATTEMPTS):
+                self._table.refresh()
+                if not {file.path for file in gone} <= {file.path for file in self._table.current.all_files()}:
+                    self._discard(added)
+                    return False
+                if self._table.commit(added, gone, data_change=data_change):
+                    self._replaced.update(dict.fromkeys((file.path for file in gone), time.monotonic()))
+                    return True
+        return False
+
+    def vacuum(self) -> int:
+        """`EventStore.vacuum`. Sums up the Delta log as well and deletes its old commits."""
+        deleted = 0
+        with self._maintaining, self._changing:
+            self._table.refresh()
+            spared = self._spared()
+            for path, found in list(scan(self._root)):
+                if path not in spared and time.time() - found.st_mtime >= self._young:
+                    (self._root / path).unlink(missing_ok=True)
+                    deleted += 1
+            self._table.shorten_log()
+        return deleted
+
+    def _spared(self) -> set[str]:
+        """Files of the current version, of leases, and those replaced a moment ago. Under the change lock, so that a
+        lease taken later can name no file beyond these."""
+        limit = time.monotonic() - self._young
+        self._replaced = {path: at for path, at in self._replaced.items() if at > limit}
+        prefix = len(f"{self._root}/")
+        with self._leasing:
+            leased = {path[prefix:] for paths in self._leases.values() for path in paths}
+        return {file.path for file in self._table.current.all_files()} | leased | self._replaced.keys()
+
+    def close(self) -> None:
+        """Wait for the change under way. The store must not be used afterwards."""
+        with self._maintaining, self._changing:
+            shutil.rmtree(self._spool, ignore_errors=True)
