@@ -56,6 +56,12 @@ class ManifestError(AnalyticsError):
         super().__init__(f"{where}: {path + ': ' if path else ''}{problem}")
 
 
+class IncompatibleError(ManifestError):
+    """A plugin's manifest is written for another host, manifest version or Python: it may be right, but not here."""
+
+    title = "Incompatible plugin"
+
+
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -289,3 +295,37 @@ class WorkerDiedError(PluginError):
 
     def __init__(self, plugin: str, how: str) -> None:
         super().__init__(plugin, f"its process ended: {how}")
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+class ImportFileError(AnalyticsError):
+    """A file that cannot be read on. What came before row ``row`` is imported; 0 means that nothing was read."""
+
+    def __init__(self, path: Path, row: int, problem: str) -> None:
+        self.row = row
+        super().__init__(f"{path}: {f'near row {row}' if row else 'cannot be read'}: {problem}")
+
+
+class NoServerError(AnalyticsError):
+    """Nothing answers at ``url``."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        advice = "start one with 'analytics serve', or name one with --url"
+        super().__init__(f"no server answers at {url} ({problem}); {advice}")
+
+
+class ServerRefusedError(AnalyticsError):
+    """The server answered what the command cannot go on with."""
+
+    def __init__(self, url: str, status: int, detail: str, advice: str = "") -> None:
+        super().__init__(f"{url} answered {status}: {detail}{f'; {advice}' if advice else ''}")
+
+
+class ServerDiedError(AnalyticsError):
+    """The server process that a command started ended on its own. ``last_lines`` is the end of its output."""
+
+    def __init__(self, code: int, last_lines: Iterable[str]) -> None:
+        shown = "\n  ".join(last_lines) or "(it printed nothing)"
+        super().__init__(f"the server ended with exit code {code}; its last lines:\n  {shown}")

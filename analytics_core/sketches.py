@@ -1,12 +1,14 @@
 """Mergeable summaries that metrics of kind ``unique`` and ``histogram`` carry.
 
 `UniqueSketch`
-    HyperLogLog (Flajolet et al. 2007) with 2^12 registers, a standard error of 1.6 %, and the linear-counting
-    correction for small ranges. Up to 512 distinct hashes are kept as they are, so small counts are exact.
+    HyperLogLog (Flajolet et al. 2007) with 2^12 registers and a standard error of 1.6 %, read by the improved
+    estimator of Ertl (arXiv:1702.01284, algorithm 6), which has no bias between the small and the large range.
+    Up to 512 distinct hashes are kept as they are, so small counts are exact.
 `HistogramSketch`
     DDSketch (Masson, Rim, Lee, VLDB 2019): logarithmic buckets, quantiles within 1 % of the value.
 
-Both serialise to bytes and merge associatively and commutatively, so any window is the merge of its parts.
+Both serialise to bytes and merge associatively and commutatively, so any window is the merge of its parts: equal
+values give equal bytes, in whatever order and in however many pieces they came.
 """
 
 from __future__ import annotations
@@ -17,33 +19,58 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 U64 = npt.NDArray[np.uint64]
 
 _PRECISION = 12
 _REGISTERS = 1 << _PRECISION
+_RANKS = 64 - _PRECISION
 _EXACT = 512
-_ALPHA = 0.7213 / (1 + 1.079 / _REGISTERS)
+_ALPHA = 1 / (2 * math.log(2))
 _SEEDS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
 
 
-def hash_strings(values: Sequence[str | bytes], seed: int = 0) -> U64:
+def hash_strings(values: Sequence[str | bytes] | pa.Array, seed: int = 0) -> U64:
     """64-bit hashes, shape ``(n,)``, equal for equal strings on every machine and in every process.
 
+    ``values``: a sequence, or an Arrow string or dictionary column (about 0.05 us a value), where null hashes like "".
     Strings of one length are hashed together, eight bytes at a step (multiply and xor-shift, as in wyhash and
     splitmix64). Not for untrusted keys where a chosen collision would matter: give a secret ``seed`` there.
     """
-    encoded = [v if isinstance(v, bytes) else v.encode() for v in values]
-    out = np.empty(len(encoded), np.uint64)
-    if not encoded:
-        return out
-    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
-    for length in np.unique(lengths):
+    if isinstance(values, pa.DictionaryArray):
+        words = hash_strings(values.dictionary, seed)
+        padded = np.append(words, hash_strings([""], seed))  # the code of null is one past the last word
+        codes: npt.NDArray[np.int64] = values.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
+        return padded[codes]
+    data, offsets = _arrow_bytes(values) if isinstance(values, pa.Array) else _joined_bytes(values)
+    lengths = np.diff(offsets)
+    out = np.empty(len(lengths), np.uint64)
+    found = np.flatnonzero(np.bincount(lengths)).tolist() if len(lengths) else []
+    for length in found:
+        if len(found) == 1:
+            out[:] = hash_rows(data[offsets[0] : offsets[-1]].reshape(len(out), length), seed)
+            continue
         at = np.flatnonzero(lengths == length)
-        joined = b"".join(encoded if len(at) == len(encoded) else [encoded[i] for i in at])
-        matrix = np.frombuffer(joined, np.uint8).reshape(len(at), int(length))
-        out[at] = hash_rows(matrix, seed)
+        out[at] = hash_rows(data[offsets[at][:, None] + np.arange(length)], seed)
     return out
+
+
+def _joined_bytes(values: Sequence[str | bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    encoded = [v if isinstance(v, bytes) else v.encode() for v in values]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
+    return np.frombuffer(b"".join(encoded), np.uint8), offsets
+
+
+def _arrow_bytes(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    if column.null_count or column.type != pa.string():
+        column = column.cast(pa.string()).fill_null("")
+    _, offsets, data = column.buffers()
+    if not len(column) or offsets is None:
+        return np.empty(0, np.uint8), np.zeros(1, np.int64)
+    bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    return np.frombuffer(data or b"", np.uint8), bounds.astype(np.int64)
 
 
 def hash_rows(matrix: npt.NDArray[np.uint8], seed: int = 0) -> U64:
@@ -81,37 +108,43 @@ class UniqueSketch:
 
     def add(self, hashes: U64) -> None:
         if self._exact is not None:
-            self._exact = np.union1d(self._exact, hashes)
-            if len(self._exact) <= _EXACT:
+            # Distinct hashes are sorted out of a part at a time: a large batch overflows after its first part.
+            for start in range(0, len(hashes), 4 * _EXACT):
+                self._exact = np.union1d(self._exact, hashes[start : start + 4 * _EXACT])
+                if len(self._exact) > _EXACT:
+                    break
+            else:
                 return
-            hashes, self._exact = self._exact, None
-            self._registers = np.zeros(_REGISTERS, np.uint8)
-        assert self._registers is not None
         index = (hashes >> np.uint64(64 - _PRECISION)).astype(np.int64)
-        rest = hashes << np.uint64(_PRECISION) | np.uint64(1 << (_PRECISION - 1))
-        np.maximum.at(self._registers, index, _leading_zeros(rest) + np.uint8(1))
+        np.maximum.at(self._widened(), index, _ranks(hashes))
 
-    def merge(self, other: UniqueSketch) -> None:
-        if other._exact is not None:
-            self.add(other._exact)
-            return
+    def _widened(self) -> npt.NDArray[np.uint8]:
+        """The registers, taking over the exact hashes when it is the first time."""
         if self._registers is None:
             exact, self._exact = self._exact, None
             self._registers = np.zeros(_REGISTERS, np.uint8)
             if exact is not None and len(exact):
                 self.add(exact)
+        return self._registers
+
+    def merge(self, other: UniqueSketch) -> None:
+        if other._exact is not None:
+            self.add(other._exact)
+            return
         assert other._registers is not None
-        np.maximum(self._registers, other._registers, out=self._registers)
+        mine = self._widened()
+        np.maximum(mine, other._registers, out=mine)
 
     def estimate(self) -> float:
         if self._exact is not None:
             return float(len(self._exact))
         assert self._registers is not None
-        raw = _ALPHA * _REGISTERS**2 / float(np.exp2(-self._registers.astype(np.float64)).sum())
-        empty = int((self._registers == 0).sum())
-        if raw <= 2.5 * _REGISTERS and empty:
-            return float(_REGISTERS * math.log(_REGISTERS / empty))
-        return float(raw)
+        counts = np.bincount(self._registers, minlength=_RANKS + 2).tolist()
+        z = _REGISTERS * _tau(1 - counts[_RANKS + 1] / _REGISTERS)
+        for rank in range(_RANKS, 0, -1):
+            z = 0.5 * (z + counts[rank])
+        z += _REGISTERS * _sigma(counts[0] / _REGISTERS)
+        return _ALPHA * _REGISTERS**2 / z
 
     def to_bytes(self) -> bytes:
         if self._exact is not None:
@@ -122,7 +155,7 @@ class UniqueSketch:
     @classmethod
     def from_bytes(cls, data: bytes) -> UniqueSketch:
         sketch = cls()
-        if data[:1] == b"E":
+        if data[:1] == b"E" and len(data) % 8 == 1:
             sketch._exact = np.frombuffer(data, np.uint64, offset=1).copy()
         elif data[:1] == b"R" and len(data) == _REGISTERS + 1:
             sketch._exact = None
@@ -132,19 +165,41 @@ class UniqueSketch:
         return sketch
 
 
-def _leading_zeros(values: U64) -> npt.NDArray[np.uint8]:
-    zeros = np.zeros(len(values), np.uint8)
-    rest = values.copy()
-    for step in (32, 16, 8, 4, 2, 1):
-        empty = (rest >> np.uint64(64 - step)) == 0
-        zeros[empty] += np.uint8(step)
-        rest[empty] <<= np.uint64(step)
-    return zeros
+def _sigma(x: float) -> float:
+    """Ertl's correction for registers that no hash has reached; ``x`` is their share."""
+    if x == 1.0:
+        return math.inf
+    y, z = 1.0, x
+    while True:
+        x *= x
+        before, z = z, z + x * y
+        y += y
+        if z == before:
+            return z
+
+
+def _tau(x: float) -> float:
+    """Ertl's correction for registers at the highest rank; ``x`` is the share of the others."""
+    if x in (0.0, 1.0):
+        return 0.0
+    y, z = 1.0, 1 - x
+    while True:
+        x = math.sqrt(x)
+        before, y = z, y / 2
+        z -= (1 - x) ** 2 * y
+        if z == before:
+            return z / 3
+
+
+def _ranks(hashes: U64) -> npt.NDArray[np.uint8]:
+    """One more than the zeros before the first one among the 52 bits that do not choose the register."""
+    rest = hashes & np.uint64((1 << _RANKS) - 1)
+    return (_RANKS + 1 - np.frexp(rest.astype(np.float64))[1]).astype(np.uint8)  # 52 bits are exact as a float
 
 
 class _HistogramWire(msgspec.Struct, array_like=True):
     count: int
-    total: float
+    total: bytes
     low: float
     high: float
     zeros: int
@@ -155,20 +210,31 @@ class _HistogramWire(msgspec.Struct, array_like=True):
 _GAMMA = 1.01 / 0.99
 _LOG_GAMMA = math.log(_GAMMA)
 _TINY = 1e-9
+_UNITS = 2.0**30  # of the running total per 1.0: sums of whole units are the same in any order, float sums are not
 
 
 class HistogramSketch:
-    """The distribution of values. ``add`` takes floats, shape ``(n,)``; values that are not finite are left out."""
+    """The distribution of values. ``add`` takes floats, shape ``(n,)``; values that are not finite are left out.
 
-    __slots__ = ("_buckets", "count", "high", "low", "total", "zeros")
+    ``count``, ``low``, ``high`` and ``zeros`` (how many are below 1e-9) are exact, ``total`` to 1e-9 a value.
+    """
+
+    __slots__ = ("_buckets", "_total", "count", "high", "low", "zeros")
 
     def __init__(self) -> None:
         self.count = 0
-        self.total = 0.0
         self.low = math.inf
         self.high = -math.inf
         self.zeros = 0
+        self._total = 0
         self._buckets: tuple[dict[int, int], dict[int, int]] = ({}, {})
+
+    @property
+    def total(self) -> float:
+        try:
+            return self._total / int(_UNITS)
+        except OverflowError:
+            return math.copysign(math.inf, self._total)
 
     def add(self, values: npt.ArrayLike) -> None:
         data = np.asarray(values, np.float64)
@@ -176,18 +242,19 @@ class HistogramSketch:
         if not len(data):
             return
         self.count += len(data)
-        self.total += float(data.sum())
+        self._total += _whole_units(data)
         self.low = min(self.low, float(data.min()))
         self.high = max(self.high, float(data.max()))
+        if self.low >= _TINY:
+            _count_into(self._buckets[0], data)
+            return
         self.zeros += int((np.abs(data) < _TINY).sum())
-        for buckets, part in zip(self._buckets, (data[data >= _TINY], -data[data <= -_TINY]), strict=True):
-            keys, counts = np.unique(np.ceil(np.log(part) / _LOG_GAMMA).astype(np.int64), return_counts=True)
-            for key, count in zip(keys.tolist(), counts.tolist(), strict=True):
-                buckets[key] = buckets.get(key, 0) + count
+        _count_into(self._buckets[0], data[data >= _TINY])
+        _count_into(self._buckets[1], -data[data <= -_TINY])
 
     def merge(self, other: HistogramSketch) -> None:
         self.count += other.count
-        self.total += other.total
+        self._total += other._total
         self.low = min(self.low, other.low)
         self.high = max(self.high, other.high)
         self.zeros += other.zeros
@@ -217,18 +284,49 @@ class HistogramSketch:
         return self.total / self.count if self.count else math.nan
 
     def to_bytes(self) -> bytes:
-        wire = _HistogramWire(self.count, self.total, self.low, self.high, self.zeros, *self._buckets)
+        total = self._total.to_bytes(self._total.bit_length() // 8 + 1, "little", signed=True)
+        buckets = (dict(sorted(part.items())) for part in self._buckets)
+        wire = _HistogramWire(self.count, total, self.low, self.high, self.zeros, *buckets)
         return msgspec.msgpack.encode(wire)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> HistogramSketch:
-        wire = msgspec.msgpack.decode(data, type=_HistogramWire)
+        try:
+            wire = msgspec.msgpack.decode(data, type=_HistogramWire)
+        except msgspec.MsgspecError as error:
+            raise ValueError(f"not a histogram sketch: {len(data)} bytes; {error}") from None
         sketch = cls()
-        sketch.count, sketch.total, sketch.low, sketch.high = wire.count, wire.total, wire.low, wire.high
-        sketch.zeros = wire.zeros
+        sketch.count, sketch.low, sketch.high, sketch.zeros = wire.count, wire.low, wire.high, wire.zeros
+        sketch._total = int.from_bytes(wire.total, "little", signed=True)
         sketch._buckets = (wire.positive, wire.negative)
         return sketch
 
 
+def _whole_units(data: npt.NDArray[np.float64]) -> int:
+    """The sum in units of 2^-30, exactly: whole numbers as two 32-bit halves, so that no int64 sum overflows."""
+    small = np.abs(data) < 2.0**32
+    units = np.rint(data[small] * _UNITS).astype(np.int64)
+    total = (int((units >> 32).sum()) << 32) + int((units & 0xFFFFFFFF).sum())
+    if not small.all():
+        total += sum(int(value) * int(_UNITS) for value in data[~small].tolist())
+    return total
+
+
+def _count_into(buckets: dict[int, int], values: npt.NDArray[np.float64]) -> None:
+    """Count positive values by bucket ``k`` of ``(gamma^(k-1), gamma^k]``."""
+    if not len(values):
+        return
+    keys = np.ceil(np.log(values) / _LOG_GAMMA).astype(np.int64)
+    first = int(keys.min())
+    counts = np.bincount(keys - first)
+    found = np.flatnonzero(counts)
+    for key, count in zip((found + first).tolist(), counts[found].tolist(), strict=True):
+        buckets[key] = buckets.get(key, 0) + count
+
+
 def _middle(key: int) -> float:
-    return 2 * _GAMMA**key / (_GAMMA + 1)
+    # Near the ends of the range of floats the bucket's bound overflows or vanishes; quantile() clamps to what was seen.
+    try:
+        return 2 * _GAMMA**key / (_GAMMA + 1)
+    except OverflowError:
+        return math.inf

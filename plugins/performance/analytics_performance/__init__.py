@@ -1,0 +1,1 @@
+"""Request rates, error rates and latency quantiles for the analytics host."""

@@ -1,0 +1,1 @@
+"""Sessions, engagement and funnels for the analytics host."""

@@ -1,0 +1,173 @@
+"""``/api/analytics``: submit sessions for a plugin, fetch the result, page through history."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
+
+from aiohttp import web
+from msgspec import UNSET, Struct, UnsetType
+
+from analytics_core.api.auth import Identity
+from analytics_core.api.operations import Content, Operation, Parameter, read_json, reply
+from analytics_core.api.services import Services
+from analytics_core.errors import NotFoundError, ParameterError
+from analytics_core.events import moment
+from analytics_core.metrics.buckets import instant
+from analytics_core.queries.filters import parse_filters
+
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_AGO: Final = re.compile(r"(\d{1,5})([mhdw])")
+EVENTS: Final = "events"
+
+
+class Submission(Struct, frozen=True):
+    """``type`` is the plugin that is to judge the sessions of ``data``."""
+
+    type: str
+    data: dict[str, Any]
+
+
+class Submitted(Struct, frozen=True, rename="camel"):
+    success: bool
+    analysis_id: str
+
+
+class Between(Struct, frozen=True):
+    """``[start, end)``: dates or ISO 8601, local to ``timezone`` when they have no offset."""
+
+    start: str | None = None
+    end: str | None = None
+    timezone: str = "UTC"
+
+
+class HistoryQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """``type`` is ``events`` or a plugin; ``records`` says whether its events or what it found are meant."""
+
+    type: str = EVENTS
+    records: Literal["events", "insights", "patterns"] = "events"
+    time_range: Between | str | None = None
+    filters: dict[str, Any] | list[dict[str, Any]] | None = None
+    limit: int = 100
+    cursor: str | None = None
+    events: list[str] | UnsetType = UNSET
+
+
+class HistoryPage(Struct, frozen=True, rename="camel"):
+    success: bool
+    data: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+async def submit(request: web.Request, services: Services, identity: Identity) -> web.Response:
+    asked = await read_json(request, services, Submission)
+    analysis_id = await services.submissions.submit(asked.type, asked.data, identity.tenant)
+    return reply(Submitted(True, analysis_id), 202)
+
+
+async def result(request: web.Request, services: Services, identity: Identity) -> web.Response:
+    analysis_id = request.match_info["id"]
+    found = await asyncio.to_thread(services.submissions.result, analysis_id, identity.tenant)
+    if found is None:
+        raise NotFoundError("analysis", analysis_id)
+    return reply(found)
+
+
+async def query(request: web.Request, services: Services, identity: Identity) -> web.Response:
+    asked = await read_json(request, services, HistoryQuery)
+    plugins = {view.name for view in services.host.views()}
+    if asked.type != EVENTS and asked.type not in plugins:
+        raise NotFoundError("type", asked.type, {EVENTS, *plugins})
+    if not 1 <= asked.limit <= 1000:
+        raise ParameterError("limit", f"{asked.limit} is outside 1..1000")
+    ask = _events if asked.records == EVENTS else _records
+    return reply(await asyncio.to_thread(ask, services, asked, identity.tenant))
+
+
+def _events(services: Services, asked: HistoryQuery, tenant: str) -> HistoryPage:
+    start, end = _range(asked.time_range)
+    page = services.history.page(
+        tenant,
+        start=start,
+        end=end,
+        filters=parse_filters(asked.filters),
+        limit=asked.limit,
+        cursor=asked.cursor,
+        names=None if asked.events is UNSET else asked.events,
+        asked=asked.time_range if isinstance(asked.time_range, str) else "",
+    )
+    return HistoryPage(True, page["rows"], page["next_cursor"])
+
+
+def _records(services: Services, asked: HistoryQuery, tenant: str) -> HistoryPage:
+    """Insights or patterns as stored, oldest change first; the cursor is the last one's ``seq``."""
+    if asked.filters or asked.time_range:
+        raise ParameterError("filters" if asked.filters else "timeRange", "is for events; records are paged whole")
+    if asked.cursor and not asked.cursor.isdecimal():
+        raise ParameterError("cursor", "is not one that this query gave")
+    rows = services.state.records(
+        tenant,
+        "insight" if asked.records == "insights" else "pattern",
+        lane=None if asked.type == EVENTS else asked.type,
+        after=int(asked.cursor or 0),
+        limit=asked.limit,
+    )
+    return HistoryPage(True, rows, str(rows[-1]["seq"]) if len(rows) == asked.limit else None)
+
+
+def _range(given: Between | str | None) -> tuple[datetime | None, datetime | None]:
+    """``7d`` and the like end now; a side that is not given is open."""
+    if given is None:
+        return None, None
+    if isinstance(given, str):
+        ago = _AGO.fullmatch(given)
+        if ago is None:
+            raise ParameterError("timeRange", f"{given[:40]!r} is no range; valid are {{start, end}}, 30m, 24h, 7d, 4w")
+        now = datetime.now(UTC)
+        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}), now
+    start, end = (
+        moment(instant(text, given.timezone, f"timeRange.{name}")) if text else None
+        for name, text in (("start", given.start), ("end", given.end))
+    )
+    if start and end and end <= start:
+        raise ParameterError("timeRange.end", f"{given.end} is not after {given.start}; it is exclusive")
+    return start, end
+
+
+OPERATIONS: Final = (
+    Operation(
+        method="POST",
+        path="/api/analytics/submit",
+        handler=submit,
+        role="writer",
+        tag="analytics",
+        summary="Store sessions and have a plugin judge exactly these",
+        body=Content(Submission),
+        replies={202: Content(Submitted, description="Stored; ask for the result under this id")},
+        refusals=(400, 404, 413, 415, 422, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/api/analytics/result/{id}",
+        handler=result,
+        role="reader",
+        tag="analytics",
+        summary="The state of a submission, and its insights, patterns and metrics when it is done",
+        parameters=(Parameter("id", "the analysisId that submit gave", "path", required=True),),
+        replies={200: Content({"type": "object"})},
+        refusals=(404,),
+    ),
+    Operation(
+        method="POST",
+        path="/api/analytics/query",
+        handler=query,
+        role="reader",
+        tag="analytics",
+        summary="Page through events, newest first, or through the insights and patterns of a plugin",
+        body=Content(HistoryQuery),
+        replies={200: Content(HistoryPage)},
+        refusals=(400, 404, 413, 415, 422),
+    ),
+)

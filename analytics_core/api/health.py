@@ -1,0 +1,123 @@
+"""How the host is: liveness, the state of its parts, and its figures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from aiohttp import web
+from msgspec import Struct
+
+from analytics_core.api.auth import ANYBODY, Identity
+from analytics_core.api.operations import Content, Operation, reply
+from analytics_core.api.services import Services
+from analytics_core.lanes import LaneView
+
+_TROUBLE: Final = frozenset({"load_error", "start_error", "degraded", "quarantined", "half_open", "retrying"})
+
+
+class Component(Struct, frozen=True):
+    """One part: ``status`` is a plugin's or lane's state, or ``up``."""
+
+    status: str
+    reason: str = ""
+    lag: int | None = None
+
+
+class Figures(Struct, frozen=True, rename="camel"):
+    """``averageProcessingTime``: milliseconds from a request's arrival to its acknowledgement."""
+
+    total_analyzed: int
+    average_processing_time: float
+    models_loaded: int
+
+
+class Health(Struct, frozen=True):
+    """``metrics`` is null for a caller who has not authenticated."""
+
+    success: bool
+    status: Literal["healthy", "degraded"]
+    uptime: float
+    components: dict[str, Component]
+    metrics: Figures | None
+
+
+class Operational(Struct, frozen=True):
+    """``latest``: the newest value of each live metric of the caller's tenant."""
+
+    success: bool
+    latest: dict[str, dict[str, Any]]
+    lanes: list[LaneView]
+    connections: int
+
+
+async def alive(_: web.Request, __: Services, ___: Identity) -> web.Response:
+    return reply({"status": "ok"})
+
+
+async def health(_: web.Request, services: Services, identity: Identity) -> web.Response:
+    views, lanes = services.host.views(), services.lanes()
+    components = {"log": Component("up"), "live": Component("up" if services.settings.live.enabled else "disabled")}
+    known = identity is not ANYBODY  # why a plugin failed, and how much there is, is told to callers that we know
+    for lane in lanes:
+        components[f"lane:{lane.name}"] = Component(lane.state, lane.reason if known else "", lane.lag)
+    for view in views:
+        components[f"plugin:{view.name}"] = Component(view.state, view.reason if known else "", view.lag)
+    troubled = any(view.state in _TROUBLE for view in views)
+    figures = await _figures(services, identity, lanes) if known else None
+    uptime = round((datetime.now(UTC) - services.started_at).total_seconds(), 1)
+    return reply(Health(True, "degraded" if troubled else "healthy", uptime, components, figures))
+
+
+async def _figures(services: Services, identity: Identity, lanes: Sequence[LaneView]) -> Figures:
+    """An operator sees the whole host's total, others that of their tenant's history."""
+    if identity.role == "operator":
+        total = max((lane.events for lane in lanes), default=0)
+    else:
+        total = await asyncio.to_thread(_count, services, identity.tenant)
+    intake = services.intake
+    average = round(1000 * intake.seconds / intake.requests, 3) if intake.requests else 0.0
+    return Figures(total, average, models_loaded=0)
+
+
+def _count(services: Services, tenant: str) -> int:
+    with services.history.reader(tenant) as reader:
+        return int(reader.sql("SELECT count(*) AS n FROM events").column("n")[0].as_py())
+
+
+async def operational(_: web.Request, services: Services, identity: Identity) -> web.Response:
+    latest = dict(services.live_metrics.latest(identity.tenant))
+    return reply(Operational(True, latest, list(services.lanes()), services.live.connections))
+
+
+OPERATIONS: Final = (
+    Operation(
+        method="GET",
+        path="/healthz",
+        handler=alive,
+        role="none",
+        tag="health",
+        summary="Whether the process answers",
+        replies={200: Content({"type": "object", "properties": {"status": {"const": "ok"}}})},
+    ),
+    Operation(
+        method="GET",
+        path="/api/analytics/health",
+        handler=health,
+        role="none",
+        tag="health",
+        summary="The state of every part; with a credential also figures and reasons",
+        replies={200: Content(Health)},
+    ),
+    Operation(
+        method="GET",
+        path="/api/analytics/metrics",
+        handler=operational,
+        role="reader",
+        tag="health",
+        summary="The newest value of each live metric, and the lanes",
+        replies={200: Content(Operational)},
+    ),
+)

@@ -1,0 +1,133 @@
+"""An `Operation` is one route: its path, the role it needs, what it takes and gives, and the function that answers.
+
+Routes, authorisation and the OpenAPI document are all made from the same list, so none can differ from another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+from aiohttp import web
+from msgspec import Struct
+
+from analytics_core.api.auth import ANYBODY, Authenticator, Identity, credential
+from analytics_core.api.services import Services
+from analytics_core.config import Role
+from analytics_core.errors import BodyTooLargeError, MalformedBodyError, ParameterError, UnsupportedTypeError, near
+from analytics_core.intake.decode import inflate
+
+T = TypeVar("T")
+Handler = Callable[[web.Request, Services, Identity], Awaitable[web.StreamResponse]]
+AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+JSON: Final = "application/json"
+
+
+class Parameter(Struct, frozen=True):
+    """One query, path or header parameter with its JSON Schema."""
+
+    name: str
+    description: str
+    place: Literal["query", "path", "header"] = "query"
+    schema: dict[str, Any] = msgspec.field(default_factory=lambda: {"type": "string"})
+    required: bool = False
+
+
+class Content(Struct, frozen=True):
+    """A body: ``schema`` is a `msgspec.Struct` class or a JSON Schema, for each of the media ``types``."""
+
+    schema: Any
+    types: tuple[str, ...] = (JSON,)
+    description: str = "OK"
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One route. ``role`` is the least that a caller needs; ``none`` is open to everybody."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Handler
+    role: Role | Literal["none"]
+    summary: str
+    tag: str
+    description: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    body: Content | None = None
+    replies: dict[int, Content]
+    refusals: tuple[int, ...] = ()
+    key_in_query: bool = False
+
+
+def bind(operation: Operation, services: Services, authenticator: Authenticator) -> AiohttpHandler:
+    """The aiohttp handler of an operation: who calls, may they, answer."""
+    handler, role, in_query = operation.handler, operation.role, operation.key_in_query
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        given = credential(request, in_query=in_query)
+        if given is None and role == "none" and authenticator.enabled:
+            return await handler(request, services, ANYBODY)
+        identity = authenticator.identify(given)
+        identity.need(role)
+        return await handler(request, services, identity)
+
+    return handle
+
+
+def reply(value: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=msgspec.json.encode(value), content_type=JSON)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body as it was sent. :raises BodyTooLargeError: before it is read when its length is declared."""
+    limit = request.client_max_size
+    if (request.content_length or 0) > limit:
+        raise BodyTooLargeError(limit, inflated=False)
+    return await request.read()
+
+
+async def read_inflated(request: web.Request, services: Services) -> bytes:
+    """The body without its ``Content-Encoding``, capped by ``max_inflated_bytes``."""
+    body = await read_body(request)
+    encoding = request.headers.get("Content-Encoding")
+    if not encoding:
+        return body
+    return await asyncio.to_thread(inflate, body, encoding, services.settings.intake.max_inflated_bytes)
+
+
+async def read_json(request: web.Request, services: Services, type_: type[T]) -> T:
+    """The JSON body as ``type_``.
+
+    :raises UnsupportedTypeError: for another content type.
+    :raises MalformedBodyError: when it is no JSON.
+    :raises ParameterError: naming the first member that does not fit.
+    """
+    if request.headers.get("Content-Type") and request.content_type != JSON:
+        raise UnsupportedTypeError("Content-Type", request.content_type, [JSON])
+    body = await read_inflated(request, services)
+    try:
+        return msgspec.json.decode(body or b"{}", type=type_)
+    except msgspec.ValidationError as problem:
+        what, _, where = str(problem).partition(" - at `$.")
+        raise ParameterError(where.rstrip("`") or "body", what[:1].lower() + what[1:]) from None
+    except msgspec.DecodeError as problem:
+        raise MalformedBodyError(str(problem)) from None
+    except RecursionError:
+        raise MalformedBodyError("its JSON is nested too deeply") from None
+
+
+def query_of(request: web.Request, known: Mapping[str, Any]) -> Mapping[str, str]:
+    """The query parameters. :raises ParameterError: for one that the operation does not know, or that is repeated."""
+    query = request.query
+    for name in query:
+        if name not in known:
+            raise ParameterError(name, f"is not known here{near(name, known)}")
+        if len(query.getall(name)) > 1:
+            raise ParameterError(name, "was given more than once")
+    return query
+
+
+def words(text: str) -> list[str]:
+    """``a, b,,c`` to its words, each once, in order."""
+    return list(dict.fromkeys(word for part in text.split(",") if (word := part.strip())))

@@ -1,0 +1,159 @@
+"""Opens everything the host is made of, in order, and closes it in the opposite order: one `AsyncExitStack`, no engine.
+
+    log ─ dedup ─ lake ─ state ─ bus ─ outbox ─ plugin host ─ store writer ─ live metrics ─ intake ─ live ─ HTTP
+
+Whoever opens a thing puts its closing on the stack, so a start that fails half-way closes what it had opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from itertools import chain
+from os import environ
+
+import structlog
+from aiohttp import web
+from msgspec import UnsetType
+
+from analytics_core.api import Services, build, runner
+from analytics_core.bus.memory import MemoryBus
+from analytics_core.config import Settings, check_exposure
+from analytics_core.errors import ConfigError
+from analytics_core.host.plugins import PluginHost
+from analytics_core.intake import Intake
+from analytics_core.lake import RetentionPolicy
+from analytics_core.lake.delta import DeltaStore
+from analytics_core.lanes.live_metrics import LiveMetrics
+from analytics_core.lanes.outbox import OutboxReader
+from analytics_core.lanes.store_writer import StoreWriter
+from analytics_core.live import Live
+from analytics_core.log.dedup import Deduplicator
+from analytics_core.log.segments import SegmentLog, partition_directory
+from analytics_core.logs import configure_logging
+from analytics_core.manifest import Deployment, read_deployment
+from analytics_core.metrics.live import LiveWindows
+from analytics_core.queries.analyses import Analyses
+from analytics_core.queries.history import History
+from analytics_core.queries.series import MetricQueries
+from analytics_core.queries.submissions import Submissions
+from analytics_core.state.sqlite import SqliteState
+
+_log = structlog.get_logger("host")
+
+
+def serve(settings: Settings, *, ready: Callable[[], None] | None = None) -> None:
+    """Run the host until SIGINT or SIGTERM. ``ready`` is called once it answers.
+
+    :raises ConfigError: before anything is opened.
+    :raises StorageError: for storage that cannot be used, such as a log that another process owns.
+    """
+    check_exposure(settings)
+    configure_logging(settings.logging, sys.stderr)
+    asyncio.run(_serve(settings, ready))
+
+
+async def _serve(settings: Settings, ready: Callable[[], None] | None) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, stop.set)
+    async with AsyncExitStack() as stack:
+        services = await open_services(settings, stack)
+        url = await listen(services, stack)
+        _log.info("listening", url=url, data=str(settings.storage.data_dir), plugins=len(services.host.views()))
+        if ready is not None:
+            ready()
+        await stop.wait()
+        _log.info("stopping")
+
+
+async def open_services(settings: Settings, stack: AsyncExitStack) -> Services:
+    """Open storage, plugins and lanes on the running loop; ``stack`` closes them."""
+    deployment = read_deployment(settings.manifests_dir, environ)
+    storage = settings.storage
+    data = storage.data_dir
+    data.mkdir(parents=True, exist_ok=True)
+    loop = asyncio.get_running_loop()
+
+    log = SegmentLog(
+        partition_directory(data),
+        segment_bytes=storage.segment_bytes,
+        log_max_bytes=storage.log_max_bytes,
+        disk_reserve_bytes=storage.disk_reserve_bytes,
+    )
+    stack.callback(log.close)
+    dedup = Deduplicator(log, window=storage.dedup_window)
+    stack.callback(dedup.close)
+    lake = DeltaStore(data / "lake" / "events")
+    stack.callback(lake.close)
+    state = SqliteState(data / "state.db")
+    stack.callback(state.close)
+    bus = MemoryBus(loop)
+    stack.push_async_callback(bus.close)
+    outbox = OutboxReader(state, bus)
+    outbox.start()
+    stack.push_async_callback(asyncio.to_thread, outbox.stop)
+
+    host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake)
+    await host.start()
+    stack.push_async_callback(host.close)
+    writer = StoreWriter(
+        log, lake, storage, dedup_floor=lambda: dedup.floor, policy=_retention(settings, deployment)
+    )
+    writer.start()
+    stack.push_async_callback(asyncio.to_thread, writer.stop)
+
+    history = History(log, lake, log_directory=log.directory)
+    metrics = MetricQueries(history, state, deployment)
+    live_metrics = LiveMetrics(log, bus, LiveWindows(metrics.definitions.values()))
+    live_metrics.start()
+    stack.push_async_callback(asyncio.to_thread, live_metrics.stop)
+    intake = Intake(settings.intake, log, dedup, host)
+    intake.start()
+    stack.push_async_callback(intake.stop)
+    live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
+    stack.callback(live.close)
+
+    return Services(
+        settings=settings,
+        deployment=deployment,
+        intake=intake,
+        host=host,
+        lanes=lambda: list(chain([writer.view(), live_metrics.view()], host.lanes())),
+        history=history,
+        metrics=metrics,
+        analyses=Analyses(host, history, metrics),
+        submissions=Submissions(intake.accept_events, host, state),
+        state=state,
+        log=log,
+        live=live,
+        live_metrics=live_metrics,
+        started_at=datetime.now(UTC),
+    )
+
+
+async def listen(services: Services, stack: AsyncExitStack) -> str:
+    """Serve over HTTP; the URL. :raises ConfigError: when the address cannot be had."""
+    server = services.settings.server
+    running = runner(build(services))
+    await running.setup()
+    stack.push_async_callback(running.cleanup)
+    try:
+        site = web.TCPSite(running, server.host, server.port, backlog=1024)
+        await site.start()
+    except OSError as error:
+        where = f"{server.host}:{server.port}"
+        raise ConfigError("server", f"cannot listen on {where}: {error.strerror}; set ANALYTICS_PORT") from error
+    port = running.addresses[0][1]
+    return f"http://{server.host}:{port}"
+
+
+def _retention(settings: Settings, deployment: Deployment) -> RetentionPolicy:
+    told = {name: tenant.retention_days for name, tenant in deployment.tenants.items()}
+    tenants = {name: days for name, days in told.items() if not isinstance(days, UnsetType)}
+    return RetentionPolicy(settings.storage.retention_days, tenants)

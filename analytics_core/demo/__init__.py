@@ -1,0 +1,1 @@
+"""A simulated shop as traffic, and a live table of what the server makes of it."""

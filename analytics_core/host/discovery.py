@@ -1,0 +1,164 @@
+"""Which plugins are installed: found by entry point and read without importing a line of them.
+
+A distribution declares ``[project.entry-points."analytics_core.plugins"]`` with ``name = "package:plugin.yaml"``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import Distribution, EntryPoint, distributions
+from pathlib import Path
+from typing import Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from analytics_core.errors import IncompatibleError, ManifestError
+from analytics_core.manifest import PluginManifest, read_plugin
+
+GROUP: Final = "analytics_core.plugins"
+
+
+class Found(Struct, frozen=True):
+    """One installed plugin. ``problem`` says why it cannot be loaded; ``state`` is then where it ends (DESIGN §9).
+
+    ``directory`` holds the sources of ``package`` (or, when that is a single module, the module's file).
+    """
+
+    name: str
+    distribution: str
+    version: str
+    package: str
+    directory: Path
+    manifest: PluginManifest | None = None
+    problem: str | None = None
+    state: Literal["discovered", "invalid", "incompatible"] = "discovered"
+
+
+class _NotFoundError(Exception):
+    """Why the files of an entry point are not to be found."""
+
+
+def discover(paths: Sequence[str] | None = None) -> list[Found]:
+    """Every plugin that a distribution on ``paths`` (default: ``sys.path``) declares, sorted by name.
+
+    Nothing is raised for a broken plugin: its `Found` carries the problem. Of several copies of one distribution the
+    first on the path counts, as it does for imports.
+    """
+    searched = list(sys.path if paths is None else paths)
+    found = [_found(entry, dist, searched, hooks=paths is None) for dist, entry in _declared(searched)]
+    return sorted(_without_clashes(found), key=lambda f: (f.name, f.distribution))
+
+
+def _declared(paths: list[str]) -> Iterator[tuple[Distribution, EntryPoint]]:
+    seen: set[str] = set()
+    for dist in distributions(path=paths):
+        text = dist.read_text("entry_points.txt")
+        if not text or GROUP not in text:  # the metadata of every other distribution stays unparsed
+            continue
+        name = _normal(dist.metadata["Name"] or "")
+        if name in seen:
+            continue
+        seen.add(name)
+        yield from ((dist, entry) for entry in dist.entry_points if entry.group == GROUP)
+
+
+def _found(entry: EntryPoint, dist: Distribution, paths: list[str], *, hooks: bool) -> Found:
+    package, _, file = entry.value.partition(":")
+    found = Found(entry.name, dist.metadata["Name"], dist.version, package.strip(), Path())
+    try:
+        if not re.fullmatch(r"\w+(\.\w+)*", found.package) or not file.strip():
+            raise _NotFoundError(f"its entry point is {entry.value!r}; valid is 'package:plugin.yaml'")
+        found = replace(found, directory=_directory(found.package, dist, paths, hooks=hooks))
+        manifest = read_plugin(found.directory / file.strip())
+    except _NotFoundError as error:
+        return replace(found, problem=str(error), state="invalid")
+    except IncompatibleError as error:
+        return replace(found, problem=str(error), state="incompatible")
+    except ManifestError as error:
+        return replace(found, problem=str(error), state="invalid")
+    return _checked(replace(found, manifest=manifest))
+
+
+def _checked(found: Found) -> Found:
+    assert found.manifest is not None
+    if found.manifest.name != found.name:
+        problem = (
+            f"its entry point is named {found.name!r} and its plugin.yaml {found.manifest.name!r}; give both one name"
+        )
+        return replace(found, problem=problem, state="invalid")
+    module = found.manifest.entry.partition(":")[0]
+    if module != found.package and not module.startswith(f"{found.package}."):
+        problem = f"its entry {found.manifest.entry!r} is outside the package {found.package!r} of its entry point"
+        return replace(found, problem=problem, state="invalid")
+    return found
+
+
+def _directory(package: str, dist: Distribution, paths: list[str], *, hooks: bool) -> Path:
+    """Where the sources of ``package`` are, walking down from the spec of its top level."""
+    top, *rest = package.split(".")
+    spec = _top_level(top, dist, paths, hooks=hooks)
+    if spec.submodule_search_locations is None:
+        if rest or spec.origin is None:
+            raise _NotFoundError(f"{top!r} is a single module, so there is no {package!r}")
+        return Path(spec.origin).parent
+    locations = [Path(location) for location in spec.submodule_search_locations]
+    for part in rest:
+        locations = [location / part for location in locations if (location / part).is_dir()]
+    if not locations:
+        raise _NotFoundError(f"the package {package!r} of its entry point does not exist below {spec.name!r}")
+    return locations[0]
+
+
+def _top_level(top: str, dist: Distribution, paths: list[str], *, hooks: bool) -> ModuleSpec:
+    linked = list(_linked(dist))
+    spec = PathFinder.find_spec(top, paths) or PathFinder.find_spec(top, linked)
+    if spec is None and hooks:  # editable installs by import hook; asking for a top level imports nothing
+        finders = (f for f in sys.meta_path if f is not PathFinder and hasattr(f, "find_spec"))
+        spec = next((s for s in (f.find_spec(top, None) for f in finders) if s is not None), None)
+    if spec is not None and (spec.submodule_search_locations is not None or spec.has_location):
+        return spec
+    editable = (dist.read_text("direct_url.json") or "").replace(" ", "").find('"editable":true') >= 0
+    raise _NotFoundError(
+        f"the package {top!r} is not to be found"
+        + (
+            "; it is an editable install by an import hook, which is seen only by a host that starts after the "
+            "installation: restart the host, or build with hatchling, which writes a .pth path"
+            if editable
+            else f" in {dist.metadata['Name']}; is it left out of the wheel?"
+        )
+    )
+
+
+def _linked(dist: Distribution) -> Iterator[str]:
+    """The directories in the ``.pth`` files of a distribution: editable installs newer than this process."""
+    for file in dist.files or ():
+        if file.suffix == ".pth":
+            path = Path(str(dist.locate_file(file)))
+            lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+            yield from (str(path.parent / line.strip()) for line in lines if _is_directory(path.parent, line.strip()))
+
+
+def _is_directory(parent: Path, line: str) -> bool:
+    return bool(line) and not line.startswith(("#", "import ", "import\t")) and (parent / line).is_dir()
+
+
+def _without_clashes(found: Iterable[Found]) -> Iterator[Found]:
+    """Those that share a name, by the rules of distribution names, all get a problem that names every holder."""
+    by_name: dict[str, list[Found]] = {}
+    for one in found:
+        by_name.setdefault(_normal(one.name), []).append(one)
+    for same in by_name.values():
+        if len(same) == 1:
+            yield same[0]
+            continue
+        holders = " and ".join(sorted(f"{f.distribution} {f.version}" for f in same))
+        problem = f"the plugin name {same[0].name!r} is claimed by {holders}; uninstall or rename one of them"
+        yield from (replace(f, problem=problem, state="invalid") for f in same)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

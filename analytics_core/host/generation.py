@@ -1,0 +1,118 @@
+"""One loaded copy of a plugin's code: g1, g2, ... each beside the others, each gone without a trace when retired."""
+
+from __future__ import annotations
+
+import traceback
+from importlib import import_module
+from types import TracebackType
+
+from analytics_core.errors import PluginError
+from analytics_core.host.discovery import Found
+from analytics_core.host.dispatch import Instance, is_interrupt
+from analytics_core.host.refusals import check_hooks
+from analytics_core.host.snapshot import ExtensionModuleError, Snapshot, read_sources
+from analytics_core.manifest import PluginManifest
+
+
+class Generation:
+    """A plugin's class from one snapshot of its sources. Made by `load`."""
+
+    def __init__(self, manifest: PluginManifest, number: int, snapshot: Snapshot, plugin: type) -> None:
+        self.plugin = manifest.name
+        self.number = number
+        self.manifest = manifest
+        self.hooks = check_hooks(plugin, manifest)
+        self._snapshot = snapshot
+        self._class: type | None = plugin
+        self._spare: Instance | None = self._make(plugin)
+
+    def __repr__(self) -> str:
+        return f"<Generation {self.plugin} g{self.number}{'' if self._class else ' retired'}>"
+
+    def instance(self) -> Instance:
+        """A fresh object of the plugin's class. It is the caller's to close.
+
+        :raises PluginError: when its constructor fails, or the generation is retired.
+        """
+        if self._class is None:
+            raise PluginError(self.plugin, f"generation {self.number} is retired")
+        spare, self._spare = self._spare, None
+        return spare or self._make(self._class)
+
+    def retire(self) -> None:
+        """Take its modules out of the interpreter. Instances that still run go on to work; harmless when repeated."""
+        if self._spare is not None:
+            self._spare.close()
+        self._class = self._spare = None
+        self._snapshot.remove()
+
+    def _make(self, plugin: type) -> Instance:
+        try:
+            target = plugin()
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            raise _load_error(self.manifest, self._snapshot, error, f"{plugin.__qualname__}() failed") from error
+        return Instance(self.plugin, target, self.hooks)
+
+
+def load(found: Found, number: int) -> Generation:
+    """Read the sources of ``found`` and make generation ``number`` of them. On any error nothing is left behind.
+
+    :raises PluginError: when the code cannot be imported or its class not be made; for a C extension inside the
+        package the text begins with ``restart_required``.
+    :raises HookRefusedError: when its hooks do not fit the specification or the manifest.
+    """
+    if found.manifest is None or found.problem is not None:
+        raise PluginError(found.name, found.problem or "its manifest was not read")
+    manifest = found.manifest
+    module, _, name = manifest.entry.partition(":")
+    try:
+        single = module == found.package and not (found.directory / "__init__.py").is_file()
+        sources = read_sources(found.package, found.directory, single=single)
+    except ExtensionModuleError as error:
+        problem = f"restart_required: {error} is a C extension, of which a process holds one copy; move it to a package"
+        problem += " of its own and import that"
+        raise PluginError(manifest.name, problem) from error
+    except OSError as error:
+        raise PluginError(manifest.name, f"its sources cannot be read: {error}") from error
+    snapshot = Snapshot(found.package, f"{found.package.replace('.', '_')}__g{number}", sources)
+    try:
+        snapshot.install()
+    except ValueError as error:
+        raise PluginError(manifest.name, f"generation {number} is loaded already") from error
+    try:
+        return Generation(manifest, number, snapshot, _class(manifest, snapshot, module, name))
+    except BaseException:
+        snapshot.remove()
+        raise
+
+
+def _class(manifest: PluginManifest, snapshot: Snapshot, module: str, name: str) -> type:
+    try:
+        loaded = import_module(snapshot.alias + module[len(snapshot.package) :])
+    except BaseException as error:
+        if is_interrupt(error):
+            raise
+        raise _load_error(manifest, snapshot, error, "import failed") from error
+    plugin = vars(loaded).get(name)
+    if not isinstance(plugin, type):
+        classes = sorted(
+            key for key, value in vars(loaded).items() if getattr(value, "__module__", "") == loaded.__name__
+        )
+        valid = f"; valid are: {', '.join(classes)}" if classes else ""
+        raise PluginError(manifest.name, f"entry {manifest.entry!r}: the module has no class {name!r}{valid}")
+    return plugin
+
+
+def _load_error(manifest: PluginManifest, snapshot: Snapshot, error: BaseException, what: str) -> PluginError:
+    where = _where(snapshot, error.__traceback__)
+    shown = f"{type(error).__name__}: {error}".replace(snapshot.alias, snapshot.package)
+    return PluginError(manifest.name, f"{what}: {shown}{where}")
+
+
+def _where(snapshot: Snapshot, trace: TracebackType | None) -> str:
+    """The innermost line of the plugin's own code."""
+    files = {str(module.file) for module in snapshot.modules.values()}
+    lines = [frame for frame in traceback.extract_tb(trace) if frame.filename in files]
+    return f" ({lines[-1].filename}, line {lines[-1].lineno})" if lines else ""

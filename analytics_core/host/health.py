@@ -1,0 +1,140 @@
+"""The states of a plugin (DESIGN §9), which of them may follow which, and when a failed plugin is tried again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from msgspec import Struct
+
+from analytics_core.errors import PluginError
+
+State = Literal[
+    "discovered",  # found, not judged yet
+    "invalid",  # its manifest cannot be read, or its name or a route is taken
+    "incompatible",  # made for another host or Python
+    "blocked",  # a plugin that it requires is absent or not running
+    "disabled",  # by the operator; nothing but the operator ends this
+    "unresolved",  # named by the operator but not installed, or its settings do not fit
+    "loading",  # its code is being imported and its hooks are checked
+    "load_error",
+    "starting",  # setup, and taking over the state of its checkpoint
+    "start_error",  # setup refused
+    "retrying",  # a start that broke off is tried again
+    "active",
+    "degraded",  # it failed while running and goes on from its checkpoint
+    "quarantined",  # it failed too often in a row and rests
+    "half_open",  # one attempt after the rest
+]
+
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    "discovered": frozenset({"invalid", "incompatible", "blocked", "disabled", "unresolved", "loading"}),
+    "invalid": frozenset(),
+    "incompatible": frozenset(),
+    "blocked": frozenset({"loading"}),
+    "disabled": frozenset(),
+    "unresolved": frozenset(),
+    "loading": frozenset({"load_error", "starting", "retrying", "quarantined"}),
+    "load_error": frozenset(),
+    "starting": frozenset({"start_error", "retrying", "active", "quarantined", "degraded"}),
+    "start_error": frozenset(),
+    "retrying": frozenset({"loading"}),
+    "active": frozenset({"degraded", "quarantined"}),
+    "degraded": frozenset({"active", "degraded", "quarantined"}),
+    "quarantined": frozenset({"half_open"}),
+    "half_open": frozenset({"active", "quarantined"}),
+}
+
+RUNNING: Final[frozenset[State]] = frozenset({"active", "degraded", "half_open"})
+"""States in which a plugin's concurrent hooks may be called."""
+FINAL: Final[frozenset[State]] = frozenset(state for state, after in TRANSITIONS.items() if not after)
+"""States that end only with the host."""
+
+
+class Transition(Struct, frozen=True):
+    """One change of state, as it is logged, recorded and pushed."""
+
+    plugin: str
+    before: State
+    state: State
+    reason: str
+    since: datetime
+    generation: int
+
+
+class Health:
+    """The state of one plugin. Safe for use from any thread; ``observe`` is told each transition, in order."""
+
+    def __init__(self, plugin: str, observe: Callable[[Transition], None] = lambda _: None) -> None:
+        self.plugin = plugin
+        self.state: State = "discovered"
+        self.reason = ""
+        self.since = datetime.now(UTC)
+        self.generation = 0
+        self.errors = 0
+        self._observe = observe
+        self._lock = threading.RLock()
+
+    def move(self, state: State, reason: str = "", *, generation: int | None = None) -> None:
+        """Enter ``state``. The same state with a new reason is a transition too; with the same reason it is none.
+
+        :raises PluginError: when ``state`` may not follow the present one.
+        """
+        with self._lock:
+            if state == self.state and reason == self.reason:
+                return
+            if state != self.state and state not in TRANSITIONS[self.state]:
+                allowed = ", ".join(sorted(TRANSITIONS[self.state])) or "none"
+                raise PluginError(self.plugin, f"{state!r} cannot follow {self.state!r}; valid are: {allowed}")
+            before, self.state, self.reason = self.state, state, reason
+            self.since = datetime.now(UTC)
+            if generation is not None:
+                self.generation = generation
+            self._observe(Transition(self.plugin, before, state, reason, self.since, self.generation))
+
+
+class RestartPolicy(Struct, frozen=True):
+    """When a failed plugin is tried again. Seconds are monotonic; ``failures`` and ``hangs`` are counted in a row.
+
+    A hang counts for more than a failure since each leaves a thread behind.
+    """
+
+    backoff: float = 0.25
+    backoff_most: float = 30.0
+    failures: int = 6
+    hangs: int = 3
+    cool_down: float = 60.0
+    cool_down_most: float = 900.0
+
+
+class Restarts:
+    """Counts one plugin's failures in a row. Progress is a commit beyond the place of the last failure."""
+
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self.failures = 0
+        self._hangs = 0
+        self._rests = 0
+        self._failed_at = -1
+
+    def failed(self, position: int, *, hung: bool = False) -> tuple[Literal["again", "rest"], float]:
+        """Count a failure in the window that begins at ``position``: try again, or rest, for so many seconds."""
+        self.failures += 1
+        self._hangs += hung
+        self._failed_at = max(self._failed_at, position)
+        policy = self._policy
+        if self._rests or self.failures >= policy.failures or self._hangs >= policy.hangs:
+            rest = min(policy.cool_down * 2**self._rests, policy.cool_down_most)
+            self._rests += 1
+            return "rest", rest
+        return "again", min(policy.backoff * 2 ** (self.failures - 1), policy.backoff_most)
+
+    def committed(self, position: int) -> bool:
+        """A commit at ``position``: whether that is progress, after which all is forgiven."""
+        if position <= self._failed_at:
+            return False
+        self.failures = self._hangs = self._rests = 0
+        self._failed_at = -1
+        return True

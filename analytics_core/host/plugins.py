@@ -1,0 +1,320 @@
+"""`PluginHost`: every plugin of this process, from discovery to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from analytics_core.bus import Bus
+from analytics_core.config import Settings
+from analytics_core.errors import HookFailedError, NotFoundError, PluginUnavailableError, StorageError
+from analytics_core.events import Event, EventBatch
+from analytics_core.host.discovery import Found, discover
+from analytics_core.host.enrichment import Enricher, Enrichers, Mask
+from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Transition
+from analytics_core.host.runtime import ProcessRuntime, Runtime, Subject, ThreadRuntime, on_own_thread
+from analytics_core.host.selection import Choice, choose
+from analytics_core.host.supervise import TICK_SECONDS, Life
+from analytics_core.host.views import AnalysisSpec, PluginView, analyses_of, plugin_view
+from analytics_core.lake import EventStore
+from analytics_core.lanes import LaneView
+from analytics_core.lanes.fold import Backlog, Fold
+from analytics_core.lanes.lane import Lane
+from analytics_core.log import EventLog
+from analytics_core.log.segments import partition_directory
+from analytics_core.manifest import Deployment
+from analytics_core.records import Answer, Enrichment, Outcome, ProcessResult, Question, Reply, Request
+from analytics_core.state import Message, StateStore
+
+SWITCH_SECONDS: Final = 0.0005
+"""How long one busy thread may keep the interpreter from the acknowledgement path (DESIGN §7)."""
+_SETTLE_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+class PluginHost:
+    """Finds, starts, watches and calls the plugins. Lives on one event loop; `start` and `close` frame it.
+
+    ``on_commit`` is told each position that a lane has made durable. ``backlog`` reads what the log has trimmed from
+    the lake, for a lane that is further behind. ``find`` and ``restarts`` are there to be other than the defaults.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        deployment: Deployment,
+        log: EventLog,
+        store: EventStore | None,
+        state: StateStore,
+        bus: Bus,
+        *,
+        on_commit: Callable[[int], None] = lambda _: None,
+        backlog: Backlog | None = None,
+        find: Callable[[], Sequence[Found]] = discover,
+        restarts: RestartPolicy | None = None,
+    ) -> None:
+        self._settings = settings
+        self._deployment = deployment
+        self._log = log
+        self._store = store
+        self._state = state
+        self._bus = bus
+        self._on_commit = on_commit
+        self._backlog = backlog
+        self._find = find
+        self._policy = restarts or RestartPolicy()
+        self._choices: list[Choice] = []
+        self._healths: list[Health] = []
+        self._lives: dict[str, Life] = {}
+        self._runnable: dict[str, Choice] = {}
+        self._enrichers = Enrichers((), 0.0)
+        self._changed = threading.Event()
+        self._moved = threading.Condition()
+        self._closing = False
+        self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Find all plugins and start those that are to run; returns when each has come to something, or in 10 s.
+
+        A plugin that fails is a state with a reason, never an exception.
+        """
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self._choices = await asyncio.to_thread(self._choose)
+        for choice in self._choices:
+            health = Health(choice.name, self._observed)
+            self._healths.append(health)
+            if choice.state == "discovered":
+                self._runnable[choice.name] = choice
+            else:
+                await asyncio.to_thread(health.move, choice.state, choice.reason)
+        self._lives = self._made()
+        self._enrichers = Enrichers(
+            [self._enricher(c) for c in self._runnable.values() if _lists(c, "enrich")],
+            self._settings.intake.enrich_seconds,
+        )
+        self._supervisor.start()
+        await asyncio.to_thread(self._wait_settled)
+
+    async def close(self) -> None:
+        """Let every lane commit and end, then end every plugin, by force if need be."""
+        self._closing = True
+        self._changed.set()
+        if self._supervisor.ident is not None:
+            await asyncio.to_thread(self._supervisor.join)
+        for life in self._lives.values():
+            life.stop()
+        await asyncio.gather(*(self._close(name, life) for name, life in self._lives.items()))
+
+    async def _close(self, name: str, life: Life) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * _CLOSE_SECONDS):
+                await on_own_thread(f"close:{name}", lambda: life.close(_CLOSE_SECONDS))
+
+    def _choose(self) -> list[Choice]:
+        return choose(self._find(), self._settings, self._deployment)
+
+    def _wait_settled(self) -> None:
+        with self._moved:
+            self._moved.wait_for(lambda: all(life.settled for life in self._lives.values()), _SETTLE_SECONDS)
+
+    def _made(self) -> dict[str, Life]:
+        """Lives in an order in which each comes after those that it requires."""
+        made: dict[str, Life] = {}
+        healths = {health.plugin: health for health in self._healths}
+        waiting = dict(self._runnable)
+        while waiting:
+            for name, choice in list(waiting.items()):
+                needs = choice.manifest.requires.plugins if choice.manifest is not None else {}
+                if all(need in made for need in needs):
+                    made[name] = self._life(waiting.pop(name), healths[name], [made[need] for need in needs])
+        return made
+
+    def _life(self, choice: Choice, health: Health, needs: Sequence[Life]) -> Life:
+        seconds = self._seconds(choice)
+        return Life(
+            health,
+            self._runtime(choice),
+            partial(self._lane, choice.name),
+            seconds=seconds,
+            policy=self._policy,
+            needs=needs,
+        )
+
+    def _runtime(self, choice: Choice) -> Runtime:
+        assert choice.found is not None
+        assert choice.manifest is not None
+        subject = Subject(
+            found=choice.found,
+            manifest=choice.manifest,
+            settings=choice.settings,
+            limits=choice.limits,
+            seconds=self._seconds(choice),
+        )
+        if choice.isolation == "thread":
+            return ThreadRuntime(subject, self._log, self._backlog)
+        return ProcessRuntime(subject, partition_directory(self._settings.storage.data_dir), self._backlog)
+
+    def _lane(self, name: str, open_fold: Callable[[], Fold], /, **watchers: Any) -> Lane:
+        told = watchers.pop("on_commit")
+
+        def on_commit(position: int) -> None:
+            told(position)
+            self._on_commit(position)
+
+        return Lane(name, open_fold, self._log, self._state, self._settings.lanes, on_commit=on_commit, **watchers)
+
+    def _seconds(self, choice: Choice) -> float:
+        return choice.limits.call_seconds or self._settings.lanes.hang_seconds
+
+    def _supervise(self) -> None:
+        while not self._closing:
+            for life in self._lives.values():
+                life.tick()
+            self._changed.wait(TICK_SECONDS)
+            self._changed.clear()
+
+    def _observed(self, transition: Transition) -> None:
+        """One log line, one record, one push."""
+        _log.info("plugin_state", **msgspec.structs.asdict(transition))
+        body = msgspec.json.encode(transition)
+        try:
+            self._state.document("", "plugin", transition.plugin, body)
+        except StorageError as error:
+            _log.error("plugin_state_not_recorded", plugin=transition.plugin, problem=str(error))
+        at = transition.since.timestamp()
+        self._bus.publish(Message(id=f"plugin:{transition.plugin}:{at:.6f}", topic="plugin", tenant="", body=body))
+        self._changed.set()
+        with self._moved:
+            self._moved.notify_all()
+
+    # --- views -------------------------------------------------------------------------------------------------------
+
+    def views(self) -> list[PluginView]:
+        """Every plugin that is installed or asked for, sorted by name."""
+        return [
+            plugin_view(choice, health, self._lives[choice.name].lane if choice.name in self._runnable else None)
+            for choice, health in zip(self._choices, self._healths, strict=True)
+        ]
+
+    def lanes(self) -> list[LaneView]:
+        """The lanes of the plugins that process, in the state of their plugin."""
+        views = []
+        for life in self._lives.values():
+            if life.lane is not None:
+                view = life.lane.view()
+                reason = life.health.reason or view.reason
+                views.append(msgspec.structs.replace(view, state=life.health.state, reason=reason))
+        return views
+
+    def analyses(self) -> dict[str, AnalysisSpec]:
+        """Every analysis of every plugin that is to run, by name."""
+        return {spec.name: spec for choice in self._runnable.values() for spec in analyses_of(choice)}
+
+    # --- concurrent hooks --------------------------------------------------------------------------------------------
+
+    async def insight(self, question: Question, reader: Any) -> Answer:
+        """Ask the plugin that provides the analysis; ``reader`` is the `EventReader` that it gets, with ``to_spec()``.
+
+        :raises NotFoundError: for an unknown analysis.
+        :raises PluginUnavailableError: while the plugin is not running.
+        :raises HookFailedError: when it fails; `HookTimeoutError` when it takes too long.
+        """
+        analyses = self.analyses()
+        if question.analysis not in analyses:
+            raise NotFoundError("analysis", question.analysis, analyses)
+        plugin = analyses[question.analysis].plugin
+        answer: Answer = await self._call(plugin, "insight", question=question, events=reader)
+        return answer
+
+    def enriches(self) -> bool:
+        """Whether any plugin that is to run has ``enrich``, running or not: one that must not be missed counts too."""
+        return any(
+            choice.manifest is not None
+            and (choice.manifest.on_failure == "reject" or self._lives[choice.name].health.state not in FINAL)
+            for choice in self._runnable.values()
+            if _lists(choice, "enrich")
+        )
+
+    async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Mask | None]:
+        """The batch with changed properties, as long as before, and which rows are to be dropped, shape ``(n,)``.
+
+        :raises OverloadedError: when a plugin with ``on_failure: reject`` gave no answer.
+        """
+        return await self._enrichers.enrich(batch)
+
+    def route(self, method: str, path: str) -> str | None:
+        """The plugin that claims an HTTP route."""
+        wanted = f"{method} {path}"
+        for choice in self._runnable.values():
+            if choice.manifest is not None and wanted in choice.manifest.provides.routes:
+                return choice.name
+        return None
+
+    async def ingest(self, plugin: str, request: Request) -> list[Event] | EventBatch:
+        events: list[Event] | EventBatch = await self._call(plugin, "ingest", request=request)
+        return events
+
+    async def reply(self, plugin: str, request: Request, outcome: Outcome) -> Reply:
+        reply: Reply = await self._call(plugin, "reply", request=request, outcome=outcome)
+        return reply
+
+    async def fold_once(self, plugin: str, batches: Sequence[EventBatch]) -> ProcessResult:
+        """What a fresh instance finds in exactly these events of one tenant, after time enough to close everything.
+
+        :raises NotFoundError: for a plugin that is not to run.
+        """
+        life = self._life_of(plugin)
+        if "process" not in life.hooks:
+            raise HookFailedError(plugin, "process", "is not a hook of this plugin, so it folds nothing")
+        seconds = self._seconds(self._runnable[plugin])
+        result: ProcessResult = await self._counted(life, life.runtime.fold_once(batches, seconds))
+        return result
+
+    async def _call(self, plugin: str, hook: str, **arguments: Any) -> Any:
+        life = self._life_of(plugin)
+        seconds = self._seconds(self._runnable[plugin])
+        return await self._counted(life, life.runtime.acall(hook, seconds, **arguments))
+
+    async def _counted(self, life: Life, call: Awaitable[Any]) -> Any:
+        try:
+            return await call
+        except HookFailedError:
+            life.health.errors += 1
+            raise
+
+    def _life_of(self, plugin: str) -> Life:
+        """:raises PluginUnavailableError: unless the plugin runs."""
+        if plugin not in self._lives:
+            raise NotFoundError("running plugin", plugin, self._lives)
+        life = self._lives[plugin]
+        if life.health.state not in RUNNING:
+            raise PluginUnavailableError(plugin, f"is {life.health.state}: {life.health.reason}".rstrip(": "))
+        return life
+
+    def _enricher(self, choice: Choice) -> Enricher:
+        async def call(batch: EventBatch, seconds: float) -> Enrichment | None:
+            life = self._life_of(choice.name)
+            enrichment: Enrichment | None = await self._counted(
+                life, life.runtime.acall("enrich", seconds, batch=batch)
+            )
+            return enrichment
+
+        assert choice.manifest is not None
+        return Enricher(choice.name, choice.manifest.after, choice.manifest.on_failure, call)
+
+
+def _lists(choice: Choice, hook: str) -> bool:
+    """Whether the manifest lists ``hook``."""
+    return choice.manifest is not None and hook in choice.manifest.hooks

@@ -1,0 +1,333 @@
+"""The host's side of an ``isolation: process`` plugin: start its worker, talk to it, end it, say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from analytics_core.errors import HookTimeoutError, TrimmedError, WorkerDiedError
+from analytics_core.host.crossing import RESULTS
+from analytics_core.host.wire import HEADER, Channel, Failure, Trusted, decode, encode, frame, unframe
+from analytics_core.lanes.fold import Backlog, Step
+from analytics_core.state import Checkpoint
+
+_SECRETS: Final = frozenset(
+    {"API_KEYS", "JWT_SECRET", "MONGODB_URI", "MONGODB_URL", "REDIS_PASSWORD", "REDIS_URL", "DATABASE_URL"}
+)
+"""The host's own secrets, which a plugin's process does not inherit."""
+
+_GRACE: Final = 0.5
+_STRIKES: Final = 4
+_LINE: Final = 16_384
+
+_log = structlog.get_logger(__name__)
+
+
+class WorkerProcess:
+    """One running worker. The lane's requests come from one thread at a time, concurrent calls from the event loop."""
+
+    def __init__(self, plugin: str) -> None:
+        self.plugin = plugin
+        self.last_lines: deque[str] = deque(maxlen=20)
+        lane, lane_theirs = socket.socketpair()
+        calls, calls_theirs = socket.socketpair()
+        life_theirs, self._life = os.pipe()
+        self._channel = Channel(lane)
+        self._calls = Connection(plugin, calls, self)
+        self._number = 0
+        self._why = ""
+        fds = (lane_theirs.fileno(), calls_theirs.fileno(), life_theirs)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and the host's own module
+                [sys.executable, "-P", "-X", "faulthandler", "-m", "analytics_core.host.worker", *map(str, fds)],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+            )
+        finally:
+            lane_theirs.close()
+            calls_theirs.close()
+            os.close(life_theirs)
+        self._reader = threading.Thread(target=self._read_output, name=f"output:{plugin}", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def request(
+        self, op: str, body: Any, kind: Any, seconds: float, beat: Callable[[str], None] = lambda _: None
+    ) -> Any:
+        """One request of the lane. ``seconds`` bounds the time between two signs of life: each hook call is one.
+
+        :raises HookTimeoutError: after the worker was killed for its silence.
+        :raises WorkerDiedError: when it has ended.
+        :raises AnalyticsError: what the worker itself has raised.
+        """
+        self._number += 1
+        doing = op
+        try:
+            self._channel.patience(seconds)
+            self._channel.send(self._number, op, body)
+            while True:
+                _, word, raw = self._channel.receive(seconds)
+                if word != "beat":
+                    break
+                doing = decode(raw, str) or doing
+                beat(doing)
+        except TimeoutError:
+            self.kill(f"{doing!r} gave no answer within {seconds:g} s")
+            raise HookTimeoutError(self.plugin, doing, seconds) from None
+        except (EOFError, OSError):
+            raise WorkerDiedError(self.plugin, self.how()) from None
+        if word == "error":
+            raise decode(raw, Failure).error(self.plugin)
+        return decode(raw, kind)
+
+    async def acall(self, hook: str, seconds: float, /, **arguments: Any) -> Any:
+        """A concurrent hook (or ``fold_once``). Raises as `request` does; a timeout alone does not kill the worker,
+        but so many in a row do."""
+        return await self._calls.call(hook, seconds, arguments)
+
+    def kill(self, why: str) -> None:
+        """End the process at once; ``why`` is what `how` will say."""
+        self._why = self._why or why
+        self._process.kill()
+
+    def close(self, seconds: float = 2.0) -> None:
+        """Let the worker end by itself, then by force."""
+        self._channel.close()
+        self._calls.close()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._life)
+        self._reader.join(seconds)
+
+    def how(self) -> str:
+        """How it ended: the host's reason, a signal or an exit code."""
+        try:
+            code = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.kill("it closed its connection and went on running")
+            code = self._process.wait()
+        if self._why:
+            return self._why
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+        return f"exit code {code}"
+
+    def anonymous_bytes(self) -> int | None:
+        """Memory of its own, without mapped files such as the log; None where the system does not tell."""
+        return _status(self.pid, "RssAnon:")
+
+    def cpu_seconds(self) -> float | None:
+        """Processor time since its start; None where the system does not tell."""
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        fields = stat.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def _read_output(self) -> None:
+        """What the plugin prints or logs goes to the host's log under its name."""
+        stream = self._process.stdout
+        if stream is None:
+            return
+        with stream:
+            while line := stream.readline(_LINE):
+                self._log_line(line.decode("utf-8", "replace").rstrip())
+
+    def _log_line(self, line: str) -> None:
+        if not line:
+            return
+        self.last_lines.append(line)
+        try:
+            record = msgspec.json.decode(line, type=dict[str, Any])
+            event, level = str(record.pop("event")), str(record.pop("level", "info"))
+        except (msgspec.MsgspecError, KeyError):
+            _log.info("plugin_output", plugin=self.plugin, line=line)
+            return
+        record.pop("plugin", None)
+        speak = {"debug": _log.debug, "warning": _log.warning, "error": _log.error, "critical": _log.critical}
+        speak.get(level, _log.info)(
+            "plugin_log", plugin=self.plugin, message=event, **{"data": record} if record else {}
+        )
+
+
+class Connection:
+    """The concurrent calls of one worker, on the event loop of whoever makes the first."""
+
+    def __init__(self, plugin: str, connection: socket.socket, worker: WorkerProcess) -> None:
+        self._plugin = plugin
+        self._connection = connection
+        self._worker = worker
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[tuple[str, msgspec.Raw]]] = {}
+        self._opening: asyncio.Task[asyncio.StreamWriter] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._strikes = 0
+
+    async def call(self, hook: str, seconds: float, arguments: dict[str, Any]) -> Any:
+        body = {
+            "hook": hook,
+            "seconds": seconds,
+            "arguments": {k: msgspec.Raw(encode(v)) for k, v in arguments.items()},
+        }
+        number = next(self._numbers)
+        future: asyncio.Future[tuple[str, msgspec.Raw]] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds + _GRACE):
+                writer = await self._writer()
+                self._waiting[number] = future
+                writer.write(frame(number, "call", body))
+                await writer.drain()
+                word, raw = await future
+        except TimeoutError:
+            self._strike()
+            raise HookTimeoutError(self._plugin, hook, seconds) from None
+        except OSError:
+            raise WorkerDiedError(self._plugin, await asyncio.to_thread(self._worker.how)) from None
+        finally:
+            self._waiting.pop(number, None)
+        if word == "error":
+            error = decode(raw, Failure).error(self._plugin)
+            if isinstance(error, HookTimeoutError):
+                self._strike()
+            raise error
+        self._strikes = 0
+        return decode(raw, RESULTS[hook])
+
+    def close(self) -> None:
+        """Callable from any thread. Calls under way end as if the worker had died."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._close_on_loop)
+        else:
+            self._connection.close()
+
+    def _close_on_loop(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+        if self._opening is not None and self._opening.done() and not self._opening.cancelled():
+            self._opening.result().close()
+
+    def _strike(self) -> None:
+        self._strikes += 1
+        if self._strikes >= _STRIKES:
+            self._worker.kill(f"{self._strikes} calls in a row got no answer in time")
+
+    async def _writer(self) -> asyncio.StreamWriter:
+        if self._opening is None:
+            self._loop = asyncio.get_running_loop()
+            self._opening = asyncio.ensure_future(self._open())
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> asyncio.StreamWriter:
+        reader, writer = await asyncio.open_connection(sock=self._connection)
+        self._reading = asyncio.ensure_future(self._read(reader))
+        return writer
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+                number, word, raw = unframe(await reader.readexactly(length))
+                future = self._waiting.get(number)
+                if future is not None and not future.done():
+                    future.set_result((word, raw))
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(ConnectionResetError("the worker has ended"))
+
+
+class ProcessFold:
+    """The fold whose plugin lives in a worker: a window's positions go in, what was found comes out."""
+
+    def __init__(
+        self,
+        worker: WorkerProcess,
+        seconds: float,
+        *,
+        backlog: Backlog | None = None,
+        beat: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._worker = worker
+        self._seconds = seconds
+        self._backlog = backlog
+        self._beat = beat
+        self._version: int = self._request("open", None, int)
+
+    @property
+    def state_version(self) -> int:
+        return self._version
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self._request("restore", checkpoint, None)
+
+    def advance(self, position: int, max_rows: int) -> Step:
+        try:
+            step: Step = self._request("advance", (position, max_rows), Step)
+        except TrimmedError:
+            if self._backlog is None:
+                raise
+            batches, after = self._backlog(position, max_rows)
+            step = self._request("fold", (batches, after), Step)
+        return step
+
+    def export(self) -> bytes:
+        state: bytes = self._request("export", None, bytes)
+        return state
+
+    def close(self) -> None:
+        if self._worker.alive:
+            self._request("close", None, None)
+
+    def _request(self, op: str, body: Any, kind: Any) -> Any:
+        try:
+            return self._worker.request(op, body, kind, self._seconds, self._beat)
+        finally:
+            self._beat("")
+
+
+def spec_of(reader: Any) -> Trusted:
+    """What opens the same reader in a worker: anything picklable with ``open()``, from the reader's ``to_spec()``."""
+    return Trusted(reader.to_spec())
+
+
+def _environment() -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+
+
+def _status(pid: int, field: str) -> int | None:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)

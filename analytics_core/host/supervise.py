@@ -1,0 +1,265 @@
+"""One plugin's life: attempts to run it, what each failure means, and when the next attempt is made."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import structlog
+
+from analytics_core.errors import AnalyticsError, HookFailedError, HookTimeoutError, PluginError, WorkerDiedError
+from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Restarts
+from analytics_core.host.runtime import Runtime
+from analytics_core.lanes.fold import Fold, Pulse
+from analytics_core.lanes.lane import Lane
+
+TICK_SECONDS: Final = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class MakeLane(Protocol):
+    def __call__(
+        self,
+        open_fold: Callable[[], Fold],
+        /,
+        *,
+        pulse: Pulse,
+        on_running: Callable[[], None],
+        on_commit: Callable[[int], None],
+    ) -> Lane: ...
+
+
+class Attempt:
+    """One run of a plugin, from loading to its end, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self.pulse = Pulse()
+        self.lane: Lane | None = None
+        self.over = False
+        self.began = time.monotonic()
+        self.thread: threading.Thread | None = None
+        self.stopping = threading.Event()
+
+    @property
+    def position(self) -> int:
+        return self.lane.position if self.lane is not None else -1
+
+    def stop(self) -> None:
+        self.stopping.set()
+        if self.lane is not None:
+            self.lane.stop()
+
+    def abandon(self) -> None:
+        self.stopping.set()
+        if self.lane is not None:
+            self.lane.abandon()
+
+
+class Life:
+    """Keeps one plugin running. `tick` is called twice a second by the host's supervisor; everything else that may
+    take long happens on the thread of the present attempt.
+
+    ``needs`` are the lives of the plugins that this one requires: it begins when they run, and is blocked when one of
+    them never will. A thread that is in one hook for longer than ``seconds`` is abandoned: its lane is claimed anew,
+    which takes away its right to write. A process is killed by its own deadlines instead.
+    """
+
+    def __init__(
+        self,
+        health: Health,
+        runtime: Runtime,
+        make_lane: MakeLane,
+        *,
+        seconds: float,
+        policy: RestartPolicy,
+        needs: Sequence[Life] = (),
+    ) -> None:
+        self.health = health
+        self.runtime = runtime
+        self.hooks: frozenset[str] = frozenset()
+        self._make_lane = make_lane
+        self._seconds = seconds
+        self._policy = policy
+        self._needs = needs
+        self._restarts = Restarts(policy)
+        self._lock = threading.RLock()
+        self._attempt: Attempt | None = None
+        self._next_at: float | None = 0.0
+        self._closed = False
+
+    @property
+    def lane(self) -> Lane | None:
+        """The lane of the present or the last attempt."""
+        return self._attempt.lane if self._attempt is not None else None
+
+    @property
+    def settled(self) -> bool:
+        """Whether the first attempt has come to something, or waits for another plugin."""
+        return self.health.state not in ("discovered", "loading", "starting")
+
+    def tick(self) -> None:
+        """Look after the present attempt, and begin the next one when it is due."""
+        with self._lock:
+            if self._closed:
+                return
+            attempt = self._attempt
+            if attempt is None or attempt.over:
+                if self._next_at is not None and time.monotonic() >= self._next_at and self._may_begin():
+                    self._begin()
+                return
+        self.runtime.watch()
+        if self.runtime.isolation == "thread" and attempt.pulse.busy_for() > self._seconds:
+            attempt.abandon()
+            self._ended(attempt, HookTimeoutError(self.health.plugin, attempt.pulse.doing, self._seconds), hung=True)
+        elif attempt.lane is None and self.health.state == "active" and self._aged(attempt):
+            self._restarts.committed(0)
+
+    def stop(self) -> None:
+        """Ask the present attempt to commit and end; no other follows."""
+        with self._lock:
+            self._closed = True
+            if self._attempt is not None:
+                self._attempt.stop()
+
+    def close(self, seconds: float) -> None:
+        """Wait for the end that `stop` asked for, then end the runtime, by force if need be."""
+        attempt = self._attempt
+        if attempt is not None and attempt.thread is not None and not attempt.over:
+            attempt.thread.join(seconds)
+            if attempt.thread.is_alive():
+                attempt.abandon()
+                _log.warning("plugin_abandoned", plugin=self.health.plugin, doing=attempt.pulse.doing)
+        self.runtime.close()
+
+    def _may_begin(self) -> bool:
+        for need in self._needs:
+            other = need.health
+            if other.state in FINAL or (other.state == "blocked" and need._next_at is None):
+                self._next_at = None
+                self.health.move("blocked", f"requires {other.plugin!r}, which is {other.state}: {other.reason}")
+                return False
+            if other.state not in RUNNING:
+                self.health.move("blocked", f"waits for {other.plugin!r}, which is {other.state}")
+                return False
+        return True
+
+    def _begin(self) -> None:
+        if self.health.state == "quarantined":
+            self.health.move("half_open", "one attempt after the rest")
+        self._next_at = None
+        attempt = self._attempt = Attempt()
+        name = f"lane:{self.health.plugin}"
+        attempt.thread = threading.Thread(target=self._run, args=(attempt,), name=name, daemon=True)
+        attempt.thread.start()
+
+    def _run(self, attempt: Attempt) -> None:
+        error: BaseException | None = None
+        try:
+            self._live(attempt)
+        except BaseException as raised:  # whatever a plugin raises ends its own attempt and nothing else
+            error = raised
+        attempt.pulse.beat("")
+        self._ended(attempt, error)
+
+    def _live(self, attempt: Attempt) -> None:
+        first = self.health.state in ("discovered", "blocked", "retrying")
+        if first:
+            self.health.move("loading", generation=1)
+        attempt.pulse.beat("load")
+        self.hooks = self.runtime.load()
+        if attempt.over:
+            return
+        if first:
+            self.health.move("starting")
+        attempt.pulse.beat("setup")
+        self.runtime.start()
+        attempt.pulse.beat("")
+        if "process" not in self.hooks:
+            self._running(attempt)
+            self.runtime.wait(attempt.stopping)
+            return
+        lane = self._make_lane(
+            lambda: self.runtime.open_fold(attempt.pulse.beat),
+            pulse=attempt.pulse,
+            on_running=lambda: self._running(attempt),
+            on_commit=lambda position: self._committed(attempt, position),
+        )
+        with self._lock:
+            if attempt.over or self._closed:
+                return
+            attempt.lane = lane
+        lane.run()
+
+    def _running(self, attempt: Attempt) -> None:
+        """The state is restored. A plugin that has failed while running has yet to show that it gets further."""
+        with self._lock:
+            if attempt.over:
+                return
+            if self.health.state == "starting" or "process" not in self.hooks:
+                self.health.move("active", self._remark())
+
+    def _committed(self, attempt: Attempt, position: int) -> None:
+        with self._lock:
+            if not attempt.over and self._restarts.committed(position) and self.health.state != "active":
+                self.health.move("active", self._remark())
+
+    def _remark(self) -> str:
+        if "process" in self.hooks and "export_state" not in self.hooks:
+            return "stateless: it has no export_state, so what it folds begins anew at each start"
+        return ""
+
+    def _aged(self, attempt: Attempt) -> bool:
+        return time.monotonic() - attempt.began > self._policy.cool_down
+
+    def _ended(self, attempt: Attempt, error: BaseException | None, *, hung: bool = False) -> None:
+        """Judge how an attempt ended; the first judgement holds."""
+        with self._lock:
+            if attempt.over:
+                return
+            attempt.over = True
+            if self._closed:
+                return
+            if error is None:
+                self.health.move("degraded", "its lane was taken over by another process")
+                return
+            self.health.errors += 1
+            reason = str(error) if isinstance(error, AnalyticsError) else f"{type(error).__name__}: {error}"
+            _log.warning("plugin_failed", plugin=self.health.plugin, problem=reason, exc_info=_trace(error))
+            if (
+                self.health.state == "loading"
+                and isinstance(error, PluginError)
+                and not isinstance(error, WorkerDiedError)
+            ):
+                self.health.move("load_error", reason)
+            elif self.health.state == "starting" and _refused(error):
+                self.health.move("start_error", reason)
+            else:
+                self._plan(attempt, reason, hung=hung)
+
+    def _plan(self, attempt: Attempt, reason: str, *, hung: bool) -> None:
+        what, seconds = self._restarts.failed(attempt.position, hung=hung)
+        self._next_at = time.monotonic() + seconds
+        failures = self._restarts.failures
+        if what == "rest":
+            self.health.move("quarantined", f"{reason}; failure {failures} in a row, it rests for {seconds:g} s")
+        else:
+            state = self.health.state
+            again = f"{reason}; failure {failures} in a row, tried again from its checkpoint in {seconds:g} s"
+            self.health.move("retrying" if state in ("loading", "starting") else "degraded", again)
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the plugin itself said no to its start or its state, which another attempt would not change."""
+    return (
+        isinstance(error, HookFailedError)
+        and not isinstance(error, HookTimeoutError)
+        and error.hook in ("setup", "import_state")
+    )
+
+
+def _trace(error: BaseException) -> BaseException | None:
+    """The exception with its trace, unless its text says all."""
+    return None if isinstance(error, HookTimeoutError) else error

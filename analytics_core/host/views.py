@@ -1,0 +1,59 @@
+"""What the host shows of its plugins."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import Any
+
+from msgspec import Struct
+
+from analytics_core.host.health import Health
+from analytics_core.host.selection import Choice
+from analytics_core.lanes.lane import Lane
+
+
+class PluginView(Struct, frozen=True):
+    """One entry of ``GET /api/v1/plugins``. ``lag`` is in log positions, ``errors`` counts failures since the start."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+    since: str
+    generation: int
+    isolation: str
+    lag: int
+    events_processed: int
+    hooks: list[str]
+    errors: int
+
+
+class AnalysisSpec(Struct, frozen=True):
+    """One question that can be asked. ``schema`` is the JSON Schema of its parameters."""
+
+    name: str
+    plugin: str
+    title: str
+    schema: dict[str, Any]
+
+
+def plugin_view(choice: Choice, health: Health, lane: Lane | None) -> PluginView:
+    seen = lane.view() if lane is not None else None
+    return PluginView(
+        name=choice.name,
+        version=choice.version,
+        state=health.state,
+        reason=health.reason or (seen.reason if seen is not None else ""),
+        since=health.since.astimezone(UTC).isoformat(),
+        generation=health.generation,
+        isolation=choice.isolation,
+        lag=seen.lag if seen is not None else 0,
+        events_processed=seen.events if seen is not None else 0,
+        hooks=sorted(choice.manifest.hooks) if choice.manifest is not None else [],
+        errors=health.errors,
+    )
+
+
+def analyses_of(choice: Choice) -> list[AnalysisSpec]:
+    provided = choice.manifest.provides.analyses if choice.manifest is not None else ()
+    return [AnalysisSpec(a.name, choice.name, a.title, a.parameters) for a in provided]

@@ -1,0 +1,242 @@
+"""The wire between the host and a plugin's process: length-prefixed msgpack frames over a socket pair.
+
+A request is ``(number, op, body)``, an answer ``(number, kind, body)``; ``kind`` is ``ok``, ``error`` or ``beat``.
+Batches, Arrow columns and numpy arrays travel as extension types holding Arrow IPC or raw bytes. Nothing that comes
+from a plugin's process is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from msgspec import Struct
+from msgspec.msgpack import Ext
+
+from analytics_core.errors import (
+    AnalyticsError,
+    HookFailedError,
+    HookRefusedError,
+    HookTimeoutError,
+    PluginError,
+    StorageError,
+    TrimmedError,
+)
+from analytics_core.events import Event, EventBatch, micros, moment
+
+HEADER: Final = struct.Struct(">I")
+LARGEST: Final = 1 << 30
+
+_BATCH, _ARROW, _NUMPY, _EVENTS, _TRUSTED = 1, 2, 3, 4, 5
+
+T = TypeVar("T")
+
+
+class Trusted:
+    """An object of the host's own, pickled on its way into a plugin's process: what was discovered, a reader's spec."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Events:
+    """The wire events that an ``ingest`` hook has returned; they arrive as a list. Their raw JSON travels as JSON."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self.events = events
+
+
+class Failure(Struct, frozen=True):
+    """An exception on its way back to the host."""
+
+    kind: Literal["hook", "timeout", "refused", "trimmed", "storage", "plugin", "other"]
+    text: str
+    hook: str = ""
+    seconds: float = 0.0
+    seq: int = 0
+    first: int = 0
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        text = str(error)
+        match error:
+            case HookTimeoutError():
+                return cls("timeout", text, error.hook)
+            case HookFailedError():
+                return cls("hook", text, error.hook)
+            case HookRefusedError():
+                return cls("refused", text)
+            case TrimmedError():
+                return cls("trimmed", text, seq=error.seq, first=error.first)
+            case StorageError():
+                return cls("storage", text)
+            case PluginError():
+                return cls("plugin", text)
+        return cls("other", f"{type(error).__name__}: {text}")
+
+    def error(self, plugin: str) -> AnalyticsError:
+        """The same exception on the host's side, with the same text."""
+        text = self.text.removeprefix(f"Plugin {plugin!r}: ")
+        match self.kind:
+            case "timeout" | "hook":
+                kind = HookTimeoutError if self.kind == "timeout" else HookFailedError
+                failed = kind.__new__(kind)
+                PluginError.__init__(failed, plugin, text)
+                failed.hook = self.hook
+                return failed
+            case "refused":
+                return HookRefusedError(plugin, text)
+            case "trimmed":
+                return TrimmedError(self.seq, self.first)
+            case "storage":
+                return StorageError(self.text)
+        return PluginError(plugin, text)
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case EventBatch():
+            return Ext(
+                _BATCH, msgspec.msgpack.encode((value.tenant, micros(value.watermark), _ipc(value.record_batch)))
+            )
+        case pa.Table() | pa.RecordBatch():
+            return Ext(_ARROW, b"t" + _ipc(value))
+        case pa.Array() | pa.ChunkedArray():
+            column = value.combine_chunks() if isinstance(value, pa.ChunkedArray) else value
+            return Ext(_ARROW, b"a" + _ipc(pa.record_batch([column], ["column"])))
+        case np.ndarray():
+            if value.dtype.hasobject or value.dtype.kind in "mM":
+                return value.tolist()
+            return Ext(_NUMPY, msgspec.msgpack.encode((value.dtype.str, value.shape, value.tobytes())))
+        case np.generic():
+            return value.item()
+        case Events():
+            return Ext(_EVENTS, msgspec.json.encode(value.events))
+        case Trusted():
+            return Ext(_TRUSTED, pickle.dumps(value.value))
+    raise TypeError(f"{type(value).__module__}.{type(value).__qualname__} cannot leave a plugin's process")
+
+
+def _ipc(data: pa.Table | pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, data.schema) as writer:
+        writer.write(data)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _decode_untrusted(code: int, data: memoryview) -> Any:
+    raw = bytes(data)
+    match code:
+        case 1:
+            tenant, watermark, ipc = msgspec.msgpack.decode(raw, type=tuple[str, int, bytes])
+            table = pa.ipc.open_stream(ipc).read_all().combine_chunks()
+            batches = table.to_batches()
+            empty = EventBatch.empty(tenant, moment(watermark))
+            return EventBatch(batches[0], tenant, moment(watermark)) if batches else empty
+        case 2:
+            table = pa.ipc.open_stream(raw[1:]).read_all()
+            return table.column(0).combine_chunks() if raw[:1] == b"a" else table
+        case 3:
+            dtype, shape, content = msgspec.msgpack.decode(raw, type=tuple[str, tuple[int, ...], bytes])
+            return np.frombuffer(content, np.dtype(dtype)).reshape(shape)
+        case 4:
+            return msgspec.json.decode(raw, type=list[Event])
+    raise ValueError(f"frame extension {code} is not known here")
+
+
+def _decode_trusted(code: int, data: memoryview) -> Any:
+    if code == _TRUSTED:
+        return pickle.loads(bytes(data))  # noqa: S301 - only the host writes to the socket that the worker reads
+    return _decode_untrusted(code, data)
+
+
+def _as_is(kind: type, value: Any) -> Any:
+    if isinstance(value, kind):
+        return value
+    raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
+
+
+def encode(value: Any) -> bytes:
+    """:raises TypeError: for an object that has no form on the wire."""
+    return _encoder.encode(value)
+
+
+def decode(data: bytes | msgspec.Raw, kind: type[T] | Any = Any, *, trusted: bool = False) -> Any:
+    """One body as ``kind``. ``trusted`` is for the worker alone, which believes its host.
+
+    :raises msgspec.ValidationError: when it does not fit.
+    """
+    hook: Callable[[int, memoryview], Any] = _decode_trusted if trusted else _decode_untrusted
+    return msgspec.msgpack.decode(data, type=kind, ext_hook=hook, dec_hook=_as_is)
+
+
+def frame(number: int, word: str, body: Any) -> bytes:
+    """``word`` is the op of a request or the kind of an answer."""
+    payload = encode((number, word, msgspec.Raw(encode(body))))
+    if len(payload) > LARGEST:
+        raise TypeError(f"a frame of {len(payload)} bytes is over the limit of {LARGEST}")
+    return HEADER.pack(len(payload)) + payload
+
+
+def unframe(payload: bytes) -> tuple[int, str, msgspec.Raw]:
+    number, word, body = msgspec.msgpack.decode(payload, type=tuple[int, str, msgspec.Raw])
+    return number, word, body
+
+
+class Channel:
+    """One end of a blocking connection. One thread sends and receives."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def send(self, number: int, word: str, body: Any) -> None:
+        """:raises OSError: when the other end is gone, or takes nothing for as long as `patience` allows."""
+        self.send_frame(frame(number, word, body))
+
+    def send_frame(self, framed: bytes) -> None:
+        """What `frame` gave."""
+        self._connection.sendall(framed)
+
+    def patience(self, seconds: float) -> None:
+        """How long the next send may block."""
+        self._connection.settimeout(seconds)
+
+    def receive(self, seconds: float | None = None) -> tuple[int, str, msgspec.Raw]:
+        """The next frame.
+
+        :raises TimeoutError: when it has not come within ``seconds``.
+        :raises EOFError: when the other end is gone.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        if deadline is None:
+            self._connection.settimeout(None)
+        (length,) = HEADER.unpack(self._exactly(HEADER.size, deadline))
+        return unframe(self._exactly(length, deadline))
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _exactly(self, size: int, deadline: float | None) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            if deadline is not None:
+                self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+            try:
+                part = self._connection.recv(min(size - len(parts), 1 << 20))
+            except ConnectionResetError:
+                part = b""
+            if not part:
+                raise EOFError("the other end is gone")
+            parts += part
+        return bytes(parts)

@@ -1,0 +1,182 @@
+"""The lane that pushes figures while they change: windows of one minute, from the log to the bus."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Protocol
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from analytics_core.bus import Bus
+from analytics_core.errors import TrimmedError
+from analytics_core.events import EventBatch, moment
+from analytics_core.lanes import LaneView
+from analytics_core.lanes.checkpoint import Tenants
+from analytics_core.log import LogReader
+from analytics_core.state import Message
+
+NAME: Final = "live-metrics"
+_WINDOW_ROWS: Final = 65_536
+_WAIT_SECONDS: Final = 0.5
+_PACE_SECONDS: Final = 0.05
+_FARTHEST: Final = 4_000_000
+"""Positions that a start goes back at most: fresh figures now are worth more than a complete first minute."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Change(Struct, frozen=True):
+    """The new figure of one window. ``start`` and ``length`` are microseconds."""
+
+    tenant: str
+    metric: str
+    labels: dict[str, str]
+    start: int
+    length: int
+    value: float
+
+
+class Windows(Protocol):
+    """What folds the batches; one thread at a time."""
+
+    def begin(self, since: datetime) -> None:
+        """Show no window that starts before ``since``."""
+        ...
+
+    def add(self, batch: EventBatch) -> None: ...
+
+    def changes(self) -> Iterable[Change]:
+        """What differs from the figures given last."""
+        ...
+
+
+class LiveMetrics:
+    """Reads the log from the current minute on and publishes each figure that changed, at most every 50 ms.
+
+    It keeps no checkpoint: after a restart the current minute is read again, so its window is complete. A slow bus
+    cannot hold it up, since `Bus.publish` never blocks. Figures are pushes only; history answers questions.
+    """
+
+    def __init__(self, log: LogReader, bus: Bus, windows: Windows) -> None:
+        self._log = log
+        self._bus = bus
+        self._windows = windows
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._latest: dict[str, dict[str, dict[str, Any]]] = {}
+        self._run_id = secrets.token_hex(4)
+        self._sent = 0
+        self._position = 0
+        self._events = 0
+        self._state = "starting"
+        self._reason = ""
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run_logged, name=f"lane:{NAME}", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float | None = 10.0) -> None:
+        """Publish what is read and end the thread."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def latest(self, tenant: str) -> dict[str, dict[str, Any]]:
+        """The newest window of each metric without labels: ``{metric: {"value", "window": {"start", "end"}}}``."""
+        return self._latest.get(tenant, {})
+
+    def view(self) -> LaneView:
+        lag = max(0, self._log.durable - self._position)
+        return LaneView(NAME, self._state, self._position, lag, self._events, self._reason)
+
+    def _run_logged(self) -> None:
+        try:
+            self._position = self._first_position()
+            self._state = "running"
+            self._run()
+            self._state = "stopped"
+        except Exception as error:
+            self._state, self._reason = "failed", str(error)
+            _log.exception("lane_failed", lane=NAME, position=self._position)
+
+    def _run(self) -> None:
+        """The first figure after a quiet time goes out at once; while events flow, all of one pace go together."""
+        while not self._stopping.is_set():
+            if self._log.wait(self._position, _WAIT_SECONDS) <= self._position:
+                continue
+            begun = time.monotonic()
+            while self._read() and time.monotonic() - begun < _PACE_SECONDS:
+                pass
+            self._publish()
+            self._stopping.wait(max(0.0, begun + _PACE_SECONDS - time.monotonic()))
+
+    def _read(self) -> bool:
+        """Take one window of the log; whether there may be more."""
+        try:
+            batches, self._position = self._log.read(self._position, _WINDOW_ROWS)
+        except TrimmedError as error:
+            _log.warning("live_metrics_behind", skipped=error.first - self._position)
+            self._position = error.first
+            self._windows.begin(datetime.now(UTC))
+            return True
+        grouped = Tenants().regroup(batches)
+        for batch in grouped or batches[-1:]:
+            self._windows.add(batch)
+        self._events += sum(map(len, grouped))
+        return bool(batches)
+
+    def _publish(self) -> None:
+        fresh: dict[str, dict[str, dict[str, Any]]] = {}
+        for change in self._windows.changes():
+            window = {"start": _iso(change.start), "end": _iso(change.start + change.length)}
+            body = {"metric": change.metric, "value": change.value, "window": window, "labels": change.labels}
+            self._sent += 1
+            self._bus.publish(
+                Message(
+                    id=f"live:{self._run_id}:{self._sent}",
+                    topic="metric",
+                    tenant=change.tenant,
+                    body=msgspec.json.encode(body),
+                )
+            )
+            known = fresh.setdefault(change.tenant, dict(self._latest.get(change.tenant, {})))
+            if (
+                not change.labels
+                and known.get(change.metric, {"window": {"start": ""}})["window"]["start"] <= window["start"]
+            ):
+                known[change.metric] = {"value": change.value, "window": window}
+        self._latest.update(fresh)
+
+    def _first_position(self) -> int:
+        """A position from which the whole current minute is read: back from the end in steps that double."""
+        durable = self._log.durable
+        since = datetime.now(UTC).replace(second=0, microsecond=0)
+        step, at = 1_024, durable
+        while at > self._log.first and durable - at < _FARTHEST:
+            at = max(self._log.first, durable - step)
+            try:
+                batches, _ = self._log.read(at, 1)
+            except TrimmedError:
+                continue
+            if batches and batches[0].watermark < since:
+                self._windows.begin(since)
+                return at
+            step *= 4
+        if at:  # the minute's begin is no longer in the log, or too far back
+            since += timedelta(minutes=1)
+        self._windows.begin(since if at else moment(0))
+        return at
+
+
+def _is_newest(window: dict[str, str], held: dict[str, Any] | None) -> bool:
+    return held is None or held["window"]["start"] <= window["start"]
+
+
+def _iso(at: int) -> str:
+    return moment(at).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,221 @@
+"""The lane that copies the log into the lake, then lets the log forget what both it and the deduplication have done."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final
+
+import pyarrow as pa
+import structlog
+
+from analytics_core.config import Storage
+from analytics_core.errors import StorageError
+from analytics_core.events import SCHEMA
+from analytics_core.lake import EventStore, RetentionPolicy
+from analytics_core.lanes import LaneView
+from analytics_core.log import EventLog
+
+NAME: Final = "store-writer"
+_ROWS: Final = 8_192
+"""Rows of one read. Batches of one event take 5 kB each until they are put together, so this bounds the memory."""
+_PACE_SECONDS: Final = 0.25
+_IDLE_FACTOR: Final = 10
+"""A log in which only time passes moves the position so much more seldom."""
+_BACKOFF_SECONDS: Final = (0.5, 30.0)
+_GOODBYE_SECONDS: Final = 5.0
+_log = structlog.get_logger(__name__)
+
+
+class StoreWriter:
+    """Copies from ``store.position`` on, one commit at ``store_commit_bytes`` or ``store_commit_seconds``.
+
+    It holds positions only and reads the rows again when it commits, so its memory is one commit. Whatever fails is
+    shown as ``retrying`` with its reason and tried again, after 0.5 s at first and 30 s at most: the log keeps every
+    event until the lake has it. ``dedup_floor`` gives the lowest position that deduplication still needs.
+
+    Maintenance (`maintain`) runs on a second thread every ``maintenance_seconds``; ``now`` is its clock.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        store: EventStore,
+        storage: Storage,
+        *,
+        dedup_floor: Callable[[], int],
+        policy: RetentionPolicy | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._source = log
+        self._store = store
+        self._limits = storage
+        self._dedup_floor = dedup_floor
+        self._policy = policy or RetentionPolicy(storage.retention_days)
+        self._now = now
+        self._state = "starting"
+        self._reason = ""
+        self._upkeep_reason = ""
+        self._events = 0
+        self._scanned = store.position
+        self._bytes = 0
+        self._rows = 0
+        self._pending_since = time.monotonic()
+        self._flush_to = 0
+        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._committed = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"lane:{NAME}", daemon=True),
+            threading.Thread(target=self._run_upkeep, name=f"lane:{NAME}:maintenance", daemon=True),
+        ]
+
+    def start(self) -> None:
+        """:raises StorageError: when log and lake do not belong together: events would be taken for stored ones."""
+        position, first, durable = self._store.position, self._source.first, self._source.durable
+        if durable < position:
+            raise StorageError(
+                f"the log ends at {durable}, but the lake holds all below {position}: the log was replaced; "
+                "restore the log or the lake from one backup"
+            )
+        if first > position:
+            raise StorageError(
+                f"the log starts at {first}, but the lake ends at {position}: events between are missing; "
+                "restore the log or the lake from one backup"
+            )
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Commit what is durable, if that takes no more than seconds, and end. What is left stays in the log."""
+        self._stopping.set()
+        self._wake.set()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        self._state = "stopped"
+
+    def flush(self, timeout: float = 30.0) -> int:
+        """Commit all that is durable now and wait for it; the lake's position, which is lower when it failed."""
+        target = self._source.durable
+        with self._committed:
+            self._flush_to = max(self._flush_to, target)
+            self._wake.set()
+            self._committed.wait_for(lambda: self._store.position >= target, timeout)
+        return self._store.position
+
+    def view(self) -> LaneView:
+        """``events`` counts from the start of this process."""
+        position = self._store.position
+        reason = "; ".join(filter(None, (self._reason, self._upkeep_reason)))
+        return LaneView(NAME, self._state, position, max(0, self._source.durable - position), self._events, reason)
+
+    # --- the lane ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                self._step()
+                failures = 0
+            except Exception as error:  # whatever it is: a lane that dies in silence would fill the disk
+                failures += 1
+                self._failed(error, failures)
+        if not failures:
+            self._say_goodbye()
+
+    def _step(self) -> None:
+        self._scan()
+        if self._due():
+            self._commit()
+            return
+        self._state, self._reason = "active", ""
+        self._wake.wait(_PACE_SECONDS)
+        self._wake.clear()
+
+    def _failed(self, error: Exception, failures: int) -> None:
+        first, most = _BACKOFF_SECONDS
+        pause = min(most, first * 2 ** min(failures - 1, 10))
+        self._state, self._reason = "retrying", str(error) or type(error).__name__
+        _log.error("store_writer_failed", reason=self._reason, retry_seconds=pause, position=self._store.position)
+        self._forget()
+        self._stopping.wait(pause)
+
+    def _scan(self) -> None:
+        """Count what is pending, up to one commit."""
+        while self._bytes < self._limits.store_commit_bytes:
+            batches, end = self._source.read(self._scanned, _ROWS)
+            if end == self._scanned:
+                return
+            if self._scanned == self._store.position:
+                self._pending_since = time.monotonic()
+            self._rows += sum(len(batch) for batch in batches)
+            self._bytes += sum(batch.record_batch.nbytes for batch in batches)
+            self._scanned = end
+
+    def _due(self) -> bool:
+        position = self._store.position
+        if self._scanned <= position:
+            return False
+        waited = time.monotonic() - self._pending_since
+        patience = self._limits.store_commit_seconds * (1 if self._rows else _IDLE_FACTOR)
+        return self._bytes >= self._limits.store_commit_bytes or waited >= patience or self._flush_to > position
+
+    def _commit(self) -> None:
+        position, pieces = self._store.position, [SCHEMA.empty_table()]
+        while position < self._scanned:
+            batches, position = self._source.read(position, _ROWS)
+            rows = [batch.record_batch for batch in batches if len(batch)]
+            if rows:
+                pieces.append(pa.Table.from_batches(rows, SCHEMA).unify_dictionaries().combine_chunks())
+        self._events += self._store.append(pa.concat_tables(pieces), position)
+        self._forget()
+        with self._committed:
+            self._committed.notify_all()
+        self._source.trim(min(self._store.position, self._dedup_floor()))
+
+    def _forget(self) -> None:
+        self._scanned, self._bytes, self._rows = self._store.position, 0, 0
+
+    def _say_goodbye(self) -> None:
+        deadline = time.monotonic() + _GOODBYE_SECONDS
+        try:
+            self._scan()
+            while self._scanned > self._store.position and time.monotonic() < deadline:
+                self._commit()
+                self._scan()
+        except Exception as error:  # the log has it all, and the next start goes on from there
+            _log.error("store_writer_failed", reason=str(error), position=self._store.position)
+
+    # --- maintenance -------------------------------------------------------------------------------------------------
+
+    def _run_upkeep(self) -> None:
+        while not self._stopping.wait(self._limits.maintenance_seconds):
+            self.maintain()
+
+    def maintain(self, *, confirmed: bool = False) -> None:
+        """Compact, retain and vacuum once. ``confirmed``: the operator lets a held retention run go on.
+
+        A part that fails is logged and shown as the lane's reason until it works again; the others run.
+        """
+        parts: list[tuple[str, Callable[[], int]]] = [
+            ("compaction", lambda: self._store.compact(self._stopping.is_set)),
+            ("retention", lambda: self._store.retain(self._policy, self._now(), confirmed=confirmed)),
+            ("vacuum", self._store.vacuum),
+        ]
+        problems = []
+        for part, run in parts:
+            if self._stopping.is_set():
+                return
+            try:
+                count = run()
+            except Exception as error:  # maintenance must neither end nor stop the copying
+                _log.error("lake_maintenance_failed", part=part, reason=str(error))
+                problems.append(f"{part}: {error}")
+            else:
+                if count:
+                    _log.info("lake_maintained", part=part, count=count)
+        self._upkeep_reason = "; ".join(problems)

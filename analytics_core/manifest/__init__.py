@@ -1,0 +1,57 @@
+"""Everything that is declared: the author's ``plugin.yaml`` and the operator's manifests (DESIGN §8)."""
+
+from analytics_core.manifest.deployment import KINDS, Deployment, read_deployment, read_file
+from analytics_core.manifest.filling import Filled
+from analytics_core.manifest.fitting import fit
+from analytics_core.manifest.json_schema import fit_schema, schema_problem
+from analytics_core.manifest.models import (
+    TENANT,
+    AnalysisManifest,
+    ChannelManifest,
+    HostManifest,
+    Limits,
+    Manifest,
+    MetricManifest,
+    PluginManifest,
+    PluginSettingsManifest,
+    ProvidedMetric,
+    Provides,
+    Reload,
+    Requires,
+    TenantManifest,
+)
+from analytics_core.manifest.package import checked_settings, read_plugin
+from analytics_core.manifest.schemas import schema_of, schemas
+from analytics_core.manifest.source import Document, Source, read_documents
+
+__all__ = [
+    "KINDS",
+    "TENANT",
+    "AnalysisManifest",
+    "ChannelManifest",
+    "Deployment",
+    "Document",
+    "Filled",
+    "HostManifest",
+    "Limits",
+    "Manifest",
+    "MetricManifest",
+    "PluginManifest",
+    "PluginSettingsManifest",
+    "ProvidedMetric",
+    "Provides",
+    "Reload",
+    "Requires",
+    "Source",
+    "TenantManifest",
+    "checked_settings",
+    "fit",
+    "fit_schema",
+    "read_deployment",
+    "read_documents",
+    "read_file",
+    "read_plugin",
+    "schema_of",
+    "schema_problem",
+    "schemas",
+]

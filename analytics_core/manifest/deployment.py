@@ -1,0 +1,101 @@
+"""The operator's intent: every document of the manifests directory, checked, each name once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from msgspec import Struct
+
+from analytics_core.errors import ManifestError, near
+from analytics_core.manifest.fitting import fit
+from analytics_core.manifest.models import (
+    HostManifest,
+    Manifest,
+    MetricManifest,
+    PluginSettingsManifest,
+    TenantManifest,
+)
+from analytics_core.manifest.package import plugin_manifest
+from analytics_core.manifest.source import Document, read_documents
+
+_DEPLOYED: Final[dict[str, type[MetricManifest | PluginSettingsManifest | TenantManifest]]] = {
+    "metric": MetricManifest,
+    "plugin-settings": PluginSettingsManifest,
+    "tenant": TenantManifest,
+}
+KINDS: Final = ("host", "metric", "plugin", "plugin-settings", "tenant")
+
+
+class Deployment(Struct, frozen=True):
+    """All documents of a manifests directory, by name. ``host`` is kept as written; `config` makes settings of it."""
+
+    host: dict[str, Any] = {}
+    metrics: dict[str, MetricManifest] = {}
+    plugins: dict[str, PluginSettingsManifest] = {}
+    tenants: dict[str, TenantManifest] = {}
+
+
+def read_file(path: Path, environ: Mapping[str, str] | None) -> list[Manifest]:
+    """Every manifest of one file, in order.
+
+    ``environ`` fills in references; documents of ``kind: plugin`` are taken as they are.
+
+    :raises ManifestError: for the first thing that is wrong.
+    """
+    return [_manifest(document) for document in read_documents(path, environ)]
+
+
+def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
+    """All ``*.yaml`` and ``*.yml`` files under ``directory``; a directory that does not exist is an empty deployment.
+
+    Files and folders whose name begins with a dot are left out.
+
+    :raises ManifestError: for the first thing that is wrong, and for a name that two documents of one kind take.
+    """
+    holders: dict[tuple[str, str], str] = {}
+    found: dict[str, dict[str, Any]] = {"host": {}, "metric": {}, "plugin-settings": {}, "tenant": {}}
+    for path in _files(directory):
+        for document in read_documents(path, environ):
+            manifest = _manifest(document)
+            kind = document.values["kind"]
+            name = getattr(manifest, "name", "")
+            where = f"{document.source.path} (line {document.source.first_line})"
+            if kind == "plugin":
+                raise document.source.error(
+                    ("kind",), "'plugin' belongs into a plugin's package; 'plugin-settings' is for the operator"
+                )
+            if earlier := holders.get((kind, name)):
+                called = f"{kind} {name!r}" if name else kind
+                raise document.source.error((), f"{called} is declared already in {earlier}; rename or remove one")
+            holders[kind, name] = where
+            found[kind][name] = manifest.values if isinstance(manifest, HostManifest) else manifest
+    return Deployment(found["host"].get("", {}), found["metric"], found["plugin-settings"], found["tenant"])
+
+
+def _files(directory: Path) -> list[Path]:
+    if directory.exists() and not directory.is_dir():
+        raise ManifestError(directory, "", "is no directory; name the one that holds the manifests")
+    found = [*directory.rglob("*.yaml"), *directory.rglob("*.yml")]
+    visible = (p for p in found if not any(part.startswith(".") for part in p.relative_to(directory).parts))
+    return sorted(path for path in visible if path.is_file())
+
+
+def _manifest(document: Document) -> Manifest:
+    values, source = document.values, document.source
+    kind = values.get("kind")
+    if kind is None:
+        raise source.error((), f"the key 'kind' is missing; valid kinds are: {', '.join(KINDS)}")
+    if kind == "plugin":
+        return plugin_manifest(document)
+    if kind == "host":
+        return HostManifest({key: value for key, value in values.items() if key != "kind"})
+    if not isinstance(kind, str) or kind not in _DEPLOYED:
+        hint = near(str(kind), KINDS)
+        listed = hint if hint.startswith("; valid") else f"{hint} valid are: {', '.join(KINDS)}"
+        raise source.error(("kind",), f"{kind!r} is not known{listed}")
+    manifest = fit(_DEPLOYED[kind], values, source, ignore=("kind",))
+    for path, problem in manifest.problems():
+        raise source.error(path, problem)
+    return manifest

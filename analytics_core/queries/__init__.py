@@ -1,0 +1,1 @@
+"""Questions over history: readers, pages, metric series, analyses and submissions."""

@@ -1,0 +1,215 @@
+"""Analyses: the questions that plugins answer, from checked parameters to a JSON-ready answer."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final, Protocol
+
+import msgspec
+import pyarrow as pa
+
+from analytics_core.errors import HookFailedError, NotFoundError, ParameterError
+from analytics_core.manifest import fit_schema
+from analytics_core.queries.filters import parse_filters
+from analytics_core.queries.history import History
+from analytics_core.queries.ranges import time_range
+from analytics_core.queries.reader import MetricSource, Reader
+from analytics_core.records import Answer, EventReader, Question
+
+MAX_ROWS: Final = 100_000
+DEFAULT_RANGE: Final = "30d"
+COMMON: Final[dict[str, Any]] = {
+    "timeRange": {
+        "description": 'The last "7d", "24h", ... or {"start", "end"}; end is exclusive.',
+        "default": DEFAULT_RANGE,
+        "anyOf": [
+            {"type": "string", "pattern": "^[1-9][0-9]*[mhdw]$"},
+            {
+                "type": "object",
+                "properties": {"start": {"type": "string"}, "end": {"type": "string"}},
+                "required": ["start"],
+            },
+        ],
+    },
+    "timezone": {"type": "string", "default": "UTC", "description": "IANA name in which days and hours are meant."},
+    "filters": {
+        "type": ["array", "object"],
+        "description": "What counts: [{field, op, value}] or {field: value}.",
+    },
+}
+"""What every analysis understands beside its own parameters, as JSON Schema properties."""
+
+
+class Spec(Protocol):
+    """`host.plugins.AnalysisSpec`: ``schema`` is the JSON Schema of its own parameters."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def plugin(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def schema(self) -> Mapping[str, Any]: ...
+
+
+class Answering(Protocol):
+    """What is needed of the plugin host."""
+
+    def analyses(self) -> Mapping[str, Spec]: ...
+
+    async def insight(self, question: Question, reader: EventReader) -> Answer:
+        """:raises PluginUnavailableError, HookFailedError: when the plugin does not answer."""
+        ...
+
+
+class Analyses:
+    """Asks plugins on behalf of a tenant. ``metrics`` lets them read metrics by name."""
+
+    def __init__(
+        self,
+        host: Answering,
+        history: History,
+        metrics: MetricSource | None = None,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._host = host
+        self._history = history
+        self._metrics = metrics
+        self._clock = clock
+
+    def catalogue(self, tenant: str) -> list[dict[str, Any]]:  # noqa: ARG002  every tenant has the same analyses yet
+        """Every analysis: ``{"name", "plugin", "title", "parameters": JSON Schema with the common ones}``, by name."""
+        return [
+            {
+                "name": spec.name,
+                "plugin": spec.plugin,
+                "title": spec.title or spec.name,
+                "parameters": {
+                    "type": "object",
+                    **spec.schema,
+                    "properties": {**COMMON, **spec.schema.get("properties", {})},
+                },
+            }
+            for _, spec in sorted(self._host.analyses().items())
+        ]
+
+    async def ask(self, name: str, parameters: Mapping[str, Any], tenant: str) -> dict[str, Any]:
+        """``{"analysis", "plugin", "parameters", "columns", "data", "insights", "recommendations", "chart",
+        "data_as_of", "watermark"}``.
+
+        ``watermark`` is the log's clock at the snapshot that was read, ``data_as_of`` the time up to which it says
+        something: the earlier of that and the range's end.
+
+        :raises NotFoundError: for an unknown analysis; :raises ParameterError: for a parameter that does not fit.
+        :raises PluginError: when the plugin does not answer; :raises QueryError: over budget.
+        """
+        specs = self._host.analyses()
+        if name not in specs:
+            raise NotFoundError("analysis", name, specs)
+        own, common = _split(parameters, specs[name].schema)
+        zone = _text(common.get("timezone", "UTC"), "timezone")
+        span = time_range(common.get("timeRange", DEFAULT_RANGE), zone, self._clock())
+        filters = parse_filters(common.get("filters"))
+        question = Question(analysis=name, tenant=tenant, range=span, parameters=own)
+        reader = await asyncio.to_thread(self._history.reader, tenant, span, filters, metrics=self._metrics)
+        try:
+            answer = await self._host.insight(question, reader)
+        finally:
+            await asyncio.to_thread(reader.close)
+        columns, rows = _rows(answer.table, specs[name])
+        return {
+            "analysis": name,
+            "plugin": specs[name].plugin,
+            "parameters": {
+                **own,
+                "timeRange": {"start": span.start.isoformat(), "end": span.end.isoformat()},
+                "timezone": zone,
+                **({"filters": common["filters"]} if filters else {}),
+            },
+            "columns": columns,
+            "data": rows,
+            **_findings(answer),
+            **_freshness(reader, span.end),
+        }
+
+
+def _split(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The analysis' own parameters, checked and with defaults; and the common ones. A name may be both."""
+    declared = schema.get("properties", {})
+    common = {key: value for key, value in parameters.items() if key in COMMON}
+    own = {key: value for key, value in parameters.items() if key not in COMMON or key in declared}
+    values, problems = fit_schema(schema, own)
+    if problems:
+        key, problem = problems[0]
+        raise ParameterError(key or "parameters", problem)
+    return values, common
+
+
+def _text(value: Any, parameter: str) -> str:
+    if not isinstance(value, str):
+        raise ParameterError(parameter, "must be a text")
+    return value
+
+
+def _rows(table: Any, spec: Spec) -> tuple[list[str], list[dict[str, Any]]]:
+    """Column names and JSON-ready rows of what the plugin gave: an Arrow table or a list of row dicts."""
+    if isinstance(table, pa.Table):
+        if len(table) <= MAX_ROWS:
+            return list(table.column_names), [jsonable(row) for row in table.to_pylist()]
+        size = len(table)
+    else:
+        listed = [] if table is None else list(table)
+        if len(listed) <= MAX_ROWS:
+            return list(dict.fromkeys(key for row in listed for key in row)), [jsonable(dict(row)) for row in listed]
+        size = len(listed)
+    raise HookFailedError(spec.plugin, "insight", f"{spec.name!r} gave {size} rows; at most {MAX_ROWS} can be answered")
+
+
+def _findings(answer: Answer) -> dict[str, Any]:
+    return {
+        "insights": jsonable(list(answer.insights)),
+        "recommendations": jsonable(list(answer.recommendations)),
+        "chart": jsonable(answer.chart),
+    }
+
+
+def _freshness(reader: Reader, end: datetime) -> dict[str, Any]:
+    watermark = reader.watermark
+    return {
+        "data_as_of": min(watermark, end).isoformat() if watermark else None,
+        "watermark": watermark.isoformat() if watermark else None,
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """Plain JSON values: times as ISO 8601, decimals and numpy numbers as numbers, what is not finite as null."""
+    return _finite(msgspec.to_builtins(value, enc_hook=_plain, builtin_types=(datetime, Decimal)))
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _finite(child) for key, child in value.items()}
+        case list() | tuple():
+            return [_finite(child) for child in value]
+        case Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
+        case datetime():
+            return value.isoformat()
+        case float() if not math.isfinite(value):
+            return None
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars and arrays, and whatever else knows its plain form."""
+    for name in ("item", "tolist", "to_pylist"):
+        if (hasattr(value, name) and getattr(value, "ndim", 0) == 0) or (name != "item" and hasattr(value, name)):
+            return getattr(value, name)()
+    raise TypeError(f"{type(value).__name__} is no JSON value")

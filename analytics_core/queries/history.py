@@ -1,0 +1,219 @@
+"""History: one snapshot of the lake and the log's tail for each question, fresh to the last acknowledged event."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from analytics_core.errors import ParameterError, QueryError, TrimmedError
+from analytics_core.events import micros, moment
+from analytics_core.lake import EventStore
+from analytics_core.log import LogReader
+from analytics_core.metrics.filters import Field, Filter
+from analytics_core.queries.reader import Limits, MetricSource, Reader, ReaderSpec, read_tail
+from analytics_core.records import TimeRange
+
+ALL_TIME: Final = TimeRange(datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
+MAX_PAGE: Final = 1_000
+MAX_NAMES: Final = 10_000
+_ATTEMPTS: Final = 5
+
+_WIRE: Final = (
+    "name AS event, user_id, anonymous_id, session_id, timestamp, received_at, event_id, source, properties, context, "
+    "partition, seq"
+)
+
+
+class _Cursor(Struct, array_like=True):
+    """Where a page ended: the key of its last row, and which query it belongs to."""
+
+    query: bytes
+    start: int
+    end: int
+    timestamp: int
+    partition: int
+    seq: int
+
+
+class History:
+    """Reads what `store` has and, beyond its position, what `log` has: each durable event exactly once.
+
+    Safe for use from any thread. ``log_directory`` is where another process finds the log; not given, it is asked of
+    the log, and a log that has none (Redis) gives snapshots that stay in this process.
+    """
+
+    def __init__(
+        self,
+        log: LogReader,
+        store: EventStore,
+        *,
+        log_directory: Path | None = None,
+        limits: Limits = Limits(),  # noqa: B008  frozen
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._directory = log_directory or getattr(log, "directory", None)
+        self._limits = limits
+
+    def reader(
+        self,
+        tenant: str,
+        range: TimeRange = ALL_TIME,  # noqa: A002
+        filters: Sequence[Filter] = (),
+        *,
+        metrics: MetricSource | None = None,
+    ) -> Reader:
+        """A snapshot taken now; close it, or use it as a context manager, to release the files it reads.
+
+        :raises QueryError: when the log is trimmed faster than a snapshot can be taken.
+        """
+        for _ in _range(_ATTEMPTS):
+            try:
+                return self._snapshot(tenant, range, tuple(filters), metrics)
+            except TrimmedError as error:  # a commit and a trim came between lease and read: lease the newer version
+                last = error
+        raise QueryError(f"no snapshot after {_ATTEMPTS} attempts: {last}")
+
+    def _snapshot(
+        self,
+        tenant: str,
+        range: TimeRange,  # noqa: A002
+        filters: tuple[Filter, ...],
+        metrics: MetricSource | None,
+    ) -> Reader:
+        with ExitStack() as stack:
+            leased = stack.enter_context(self._store.lease(tenant, range.start, range.end))
+            durable = max(self._log.durable, leased.position)
+            tail = read_tail(self._log, tenant, leased.position, durable)
+            spec = ReaderSpec(
+                files=tuple(str(Path(file).absolute()) for file in leased.files),
+                position=leased.position,
+                durable=durable,
+                log_directory=self._directory,
+                tenant=tenant,
+                range=range,
+                filters=filters,
+                limits=self._limits,
+                metrics=metrics,
+            )
+            return Reader(spec, tail, stack.pop_all())
+
+    def event_names(self, tenant: str) -> list[str]:
+        """The names of the tenant's events, most frequent first, at most `MAX_NAMES`."""
+        with self.reader(tenant) as reader:
+            found = reader.sql(
+                f"SELECT name, count(*) AS n FROM events GROUP BY name ORDER BY n DESC LIMIT {MAX_NAMES}"
+            )
+        return [str(name) for name in found.column("name").to_pylist()]
+
+    def watermark(self) -> datetime | None:
+        """The log's clock at its durable end; None when the log holds nothing."""
+        durable = self._log.durable
+        return read_tail(self._log, "", durable, durable).watermark
+
+    def page(
+        self,
+        tenant: str,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        filters: Sequence[Filter] = (),
+        limit: int = 100,
+        cursor: str | None = None,
+        names: Sequence[str] | None = None,
+        asked: str = "",
+    ) -> dict[str, Any]:
+        """Events newest first: ``{"rows": [...], "next_cursor": str | None, "watermark": ISO time | None}``.
+
+        A row has the wire's names (``event``, ``userId``, ...), ``properties`` and ``context`` as objects, and
+        ``partition`` and ``seq``. The cursor is the last row's key (``timestamp``, ``partition``, ``seq``), so that
+        what arrives meanwhile neither repeats nor hides a row. ``names`` keeps only these events. ``asked`` is how the
+        range was written ("7d"): given, it ties the cursor instead of ``start`` and ``end``, and the pages that follow
+        keep the range of the first.
+
+        :raises ParameterError: for a limit outside 1..1000, and a cursor of another query.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise ParameterError("limit", f"{limit} is outside 1..{MAX_PAGE}")
+        low, high = start or ALL_TIME.start, end or ALL_TIME.end
+        wanted = [*filters] if names is None else [*filters, Filter(Field("name"), "in", tuple(names))]
+        tie = _tie(tenant, asked or (start, end), wanted)
+        after = _read_cursor(cursor, tie) if cursor else None
+        if after is not None:
+            low, high = moment(after.start), moment(after.end)
+        with self.reader(tenant, TimeRange(low, high), wanted) as reader:
+            rows = _newest(reader, after, limit + 1)
+            watermark = reader.watermark
+        following = _Cursor(tie, micros(low), micros(high), *_key(rows[limit - 1])) if len(rows) > limit else None
+        return {
+            "rows": [_row(row) for row in rows[:limit]],
+            "next_cursor": _write_cursor(following) if following else None,
+            "watermark": watermark.isoformat() if watermark else None,
+        }
+
+
+_range = range
+
+
+def _newest(reader: Reader, after: _Cursor | None, limit: int) -> list[dict[str, Any]]:
+    """First the keys alone, then the rows: the wide columns are decoded for a page, not for all of history."""
+    older = "" if after is None else "WHERE (timestamp, partition, seq) < ($at, $partition, $seq)"
+    bound = {"at": moment(after.timestamp), "partition": after.partition, "seq": after.seq} if after else {}
+    order = "ORDER BY timestamp DESC, partition DESC, seq DESC"
+    keys = reader.sql(f"SELECT timestamp, partition, seq FROM events {older} {order} LIMIT {limit}", bound)
+    if not len(keys):
+        return []
+    at, places = keys.column("timestamp").to_pylist(), keys.column("seq").to_pylist()
+    rows = reader.sql(
+        f"SELECT {_WIRE} FROM events WHERE timestamp BETWEEN $oldest AND $newest AND seq IN (SELECT unnest($seqs)) "
+        f"{older.replace('WHERE', 'AND')} {order} LIMIT {limit}",
+        {**bound, "oldest": at[-1], "newest": at[0], "seqs": places},
+    )
+    return list(rows.to_pylist())
+
+
+def _key(row: dict[str, Any]) -> tuple[int, int, int]:
+    return micros(row["timestamp"]), row["partition"], row["seq"]
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "event": row["event"],
+        "userId": row["user_id"],
+        "anonymousId": row["anonymous_id"],
+        "sessionId": row["session_id"],
+        "timestamp": row["timestamp"].isoformat(),
+        "receivedAt": row["received_at"].isoformat(),
+        "messageId": row["event_id"],
+        "source": row["source"],
+        "properties": msgspec.json.decode(row["properties"]),
+        "context": msgspec.json.decode(row["context"]),
+        "partition": row["partition"],
+        "seq": row["seq"],
+    }
+
+
+def _tie(tenant: str, when: Any, filters: Sequence[Filter]) -> bytes:
+    return blake2b(msgspec.json.encode([tenant, when, filters]), digest_size=8).digest()
+
+
+def _write_cursor(cursor: _Cursor) -> str:
+    return base64.urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode().rstrip("=")
+
+
+def _read_cursor(text: str, tie: bytes) -> _Cursor:
+    try:
+        cursor = msgspec.msgpack.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=_Cursor)
+    except (ValueError, msgspec.MsgspecError):
+        raise ParameterError("cursor", "cannot be read; give the next_cursor of an earlier answer as it came") from None
+    if cursor.query != tie:
+        raise ParameterError("cursor", "belongs to another query; start again without it")
+    return cursor

@@ -1,0 +1,46 @@
+"""The time range of a question, as it is written in a request."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from analytics_core.errors import ParameterError, near
+from analytics_core.events import moment
+from analytics_core.metrics.buckets import instant, zone_named
+from analytics_core.records import TimeRange
+
+_SPAN: Final = re.compile(r"([1-9]\d{0,4})\s*([mhdw])")
+_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_KEYS: Final = ("start", "end")
+
+
+def time_range(given: Any, timezone: str, now: datetime, parameter: str = "timeRange") -> TimeRange:
+    """``{"start", "end"}`` (dates in the zone, or ISO 8601; ``end`` exclusive, now when absent), or the last "7d",
+    "24h", "30m", "4w" up to ``now``.
+
+    :raises ParameterError: for anything else, and for a range that is empty.
+    """
+    zone_named(timezone)
+    if isinstance(given, str):
+        found = _SPAN.fullmatch(given.strip())
+        if not found:
+            raise ParameterError(parameter, f"{given[:64]!r} is no span; valid are such as '7d', '24h', '30m', '4w'")
+        try:
+            return TimeRange(now - timedelta(**{_UNITS[found[2]]: int(found[1])}), now, timezone)
+        except OverflowError:
+            raise ParameterError(parameter, f"{given[:64]!r} is longer than time itself") from None
+    if not isinstance(given, dict) or not isinstance(given.get("start"), str):
+        raise ParameterError(parameter, 'must be a span such as "7d" or an object {"start", "end"} of times')
+    for key in given:
+        if key not in _KEYS:
+            raise ParameterError(f"{parameter}.{key}", f"the key is not known{near(key, _KEYS)}")
+    start = moment(instant(given["start"], timezone, f"{parameter}.start"))
+    end = given.get("end")
+    if end is not None and not isinstance(end, str):
+        raise ParameterError(f"{parameter}.end", "must be a date or an ISO 8601 time")
+    stop = moment(instant(end, timezone, f"{parameter}.end")) if end is not None else now
+    if stop <= start:
+        raise ParameterError(f"{parameter}.end", f"{stop.isoformat()} is not after {start.isoformat()}")
+    return TimeRange(start, stop, timezone)

@@ -1,0 +1,273 @@
+"""One snapshot of one tenant's events, read through a locked DuckDB: what a plugin's ``insight`` hook is given."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+import duckdb
+import pyarrow as pa
+from msgspec import Struct
+
+from analytics_core.errors import ClashError, ParameterError, QueryError, RequestError, TrimmedError
+from analytics_core.events import SCHEMA
+from analytics_core.log import LogReader
+from analytics_core.log.segments import SegmentReader
+from analytics_core.metrics.filters import Field, Filter, conjunction
+from analytics_core.records import Series, TimeRange
+
+_SEALED: Final = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+    "python_enable_replacements": "false",
+    "temp_directory": "",
+}
+_SMALL: Final = 4_096
+"""Rows per batch below which the tail is copied together: DuckDB and Arrow pay per batch."""
+
+
+class Limits(Struct, frozen=True):
+    """What one reader may use. ``seconds`` is per query."""
+
+    seconds: float = 30.0
+    memory: str = "1GB"
+    threads: int = 2
+
+
+class MetricSource(Protocol):
+    """Who knows metrics by name, for `Reader.metric`. Picklable when a spec is to carry it to another process."""
+
+    def series(self, reader: Reader, name: str, interval: str) -> Series: ...
+
+
+class Tail(Struct, frozen=True):
+    """The durable events of one tenant in ``[position, durable)`` of the log, and the log's clock at ``durable``."""
+
+    table: pa.Table
+    watermark: datetime | None
+
+
+class ReaderSpec(Struct, frozen=True, kw_only=True):
+    """A snapshot by reference, picklable: any process that sees the data directory can open the same one.
+
+    It is valid while the reader that gave it is open, which keeps the files leased.
+    """
+
+    files: tuple[str, ...]
+    position: int
+    durable: int
+    tenant: str
+    range: TimeRange
+    filters: tuple[Filter, ...] = ()
+    log_directory: Path | None = None
+    limits: Limits = Limits()
+    metrics: MetricSource | None = None
+
+    def open(self) -> Reader:
+        """:raises QueryError: when the log was trimmed meanwhile (ask again), or has no directory."""
+        if self.log_directory is None:
+            raise QueryError("this snapshot can be read in its own process only: its log has no directory")
+        with ExitStack() as stack:
+            log = SegmentReader(self.log_directory)
+            stack.callback(log.close)
+            try:
+                tail = read_tail(log, self.tenant, self.position, self.durable)
+            except TrimmedError as error:
+                raise QueryError(f"the snapshot is gone, ask again: {error}") from error
+            return Reader(self, tail, stack.pop_all())
+
+
+def read_tail(log: LogReader, tenant: str, position: int, durable: int) -> Tail:
+    """Map the log from ``position`` to ``durable``. :raises TrimmedError: when ``position`` is no longer held."""
+    kept: list[pa.RecordBatch] = []
+    watermark: datetime | None = None
+    at = position if position < durable else max(durable - 1, log.first)
+    while at < durable:
+        batches, ahead = log.read(at)
+        if not batches:
+            break
+        for batch in batches:
+            if len(batch) and batch.column("seq")[0].as_py() >= durable:
+                break
+            watermark = batch.watermark
+            if len(batch) and batch.tenant == tenant and position < durable:
+                kept.append(batch.record_batch)
+        at = ahead
+    table = pa.Table.from_batches(kept, schema=SCHEMA)
+    if len(kept) > 1 and len(table) < _SMALL * len(kept):
+        table = table.unify_dictionaries().combine_chunks()
+    return Tail(table, watermark)
+
+
+class Reader:
+    """An `EventReader`: read-only, bound to tenant, range and filters, every call on the same snapshot.
+
+    ``sql`` offers the view ``events`` with the columns of `SCHEMA`; days and hours inside it (``date_trunc``) are
+    those of ``range.timezone``. Safe for use from any thread, one query at a time.
+    """
+
+    def __init__(self, spec: ReaderSpec, tail: Tail, resources: ExitStack) -> None:
+        self._spec = spec
+        self._resources = resources
+        self._lock = threading.Lock()
+        self.watermark = tail.watermark
+        """The log's clock at the snapshot's end; None when the log holds nothing."""
+        try:
+            self._connection = _connect(spec, tail.table)
+        except BaseException:
+            resources.close()
+            raise
+
+    @property
+    def range(self) -> TimeRange:
+        return self._spec.range
+
+    @property
+    def tenant(self) -> str:
+        return self._spec.tenant
+
+    @property
+    def position(self) -> int:
+        """One past the last log position that this snapshot holds."""
+        return self._spec.durable
+
+    def to_spec(self) -> ReaderSpec:
+        return self._spec
+
+    def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
+        """Run one SELECT over the view ``events``; ``$name`` parameters are bound. Times come back in UTC.
+
+        :raises QueryError: for anything but one SELECT, an error of DuckDB, and a query over its time or memory.
+        """
+        with self._lock, self._guarded():
+            statements = self._connection.extract_statements(query)
+            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                raise QueryError("only one SELECT statement can be run")
+            found = self._connection.sql(query, params=dict(parameters or {})).to_arrow_table()
+        return _in_utc(found)
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Columns of the events ordered by ``timestamp, partition, seq``.
+
+        ``properties.x`` and ``context.x`` name one value, as text under that name; columns of `SCHEMA` keep their type.
+        """
+        parameters: dict[str, Any] = {}
+
+        def bind(value: Any) -> str:
+            parameters[f"p{len(parameters)}"] = value
+            return f"$p{len(parameters) - 1}"
+
+        shown = []
+        for name in columns:
+            field = _column(name)
+            shown.append(f'{field.text(bind)} AS "{name.replace(chr(34), chr(34) * 2)}"')
+        query = f"SELECT {', '.join(shown)} FROM events ORDER BY timestamp, partition, seq"
+        return self.sql(query, parameters)
+
+    def metric(self, name: str, interval: str) -> Series:
+        """A metric by name per ``interval`` over this reader's range, in its zone.
+
+        The reader's filters apply to metrics over events; the points of a plugin's metric are as the plugin made them.
+        """
+        if self._spec.metrics is None:
+            raise QueryError(f"metric {name!r} cannot be read here: this reader was opened without metrics")
+        try:
+            return self._spec.metrics.series(self, name, interval)
+        except (RequestError, ClashError) as error:
+            raise QueryError(str(error)) from error
+
+    def close(self) -> None:
+        """Release the snapshot. May be called twice."""
+        self._connection.close()
+        self._resources.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """A time budget, and DuckDB's errors as ours."""
+        limits = self._spec.limits
+        timer = threading.Timer(limits.seconds, self._connection.interrupt)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except duckdb.InterruptException:
+            raise QueryError(
+                f"no answer within {limits.seconds:g} s; narrow the time range, add a filter, or group more coarsely"
+            ) from None
+        except duckdb.OutOfMemoryException:
+            raise QueryError(
+                f"the query needs more than {limits.memory}; narrow the time range, add a filter, or select less"
+            ) from None
+        except duckdb.Error as error:
+            raise QueryError(str(error)) from error
+        finally:
+            timer.cancel()
+
+
+def _column(name: str) -> Field:
+    if name in SCHEMA.names:
+        return Field(name)
+    try:
+        return Field.of(name, "columns")
+    except ParameterError as error:
+        raise QueryError(str(error)) from None
+
+
+def _connect(spec: ReaderSpec, tail: pa.Table) -> duckdb.DuckDBPyConnection:
+    """In memory, with the view ``events``, then sealed: no file but the leased ones, no extension, no setting."""
+    config = {**_SEALED, "threads": spec.limits.threads, "memory_limit": spec.limits.memory}
+    connection = duckdb.connect(":memory:", config=config)
+    try:
+        connection.execute("SET enable_progress_bar = false")
+        connection.execute("SET TimeZone = $1", [spec.range.timezone])
+        connection.execute("SET allowed_paths = $1", [list(spec.files)])
+        connection.execute("SET enable_external_access = false")
+        connection.register("log_tail", tail)
+        connection.execute(_view(spec, connection))
+        connection.execute("SET lock_configuration = true")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _view(spec: ReaderSpec, connection: duckdb.DuckDBPyConnection) -> str:
+    """The view's SQL. A view takes no parameters, so each value is a variable of the connection."""
+    number = 0
+
+    def bind(value: Any) -> str:
+        nonlocal number
+        number += 1
+        connection.execute(f"SET VARIABLE v{number} = $1", [value])
+        return f"getvariable('v{number}')"
+
+    columns = ", ".join(SCHEMA.names)
+    sources = [f"SELECT {columns} FROM log_tail"]
+    if spec.files:
+        stored = f"read_parquet({bind(list(spec.files))}, hive_partitioning = false, union_by_name = false)"
+        sources.append(f"SELECT {columns} FROM {stored}")
+    return (
+        f"CREATE VIEW events AS SELECT {columns} FROM ({' UNION ALL '.join(sources)}) "
+        f"WHERE tenant = {bind(spec.tenant)} AND timestamp >= {bind(spec.range.start)} "
+        f"AND timestamp < {bind(spec.range.end)} AND {conjunction(spec.filters, bind)}"
+    )
+
+
+def _in_utc(table: pa.Table) -> pa.Table:
+    fields = [
+        pa.field(f.name, pa.timestamp("us", "UTC")) if pa.types.is_timestamp(f.type) and f.type.tz else f
+        for f in table.schema
+    ]
+    return table.cast(pa.schema(fields))

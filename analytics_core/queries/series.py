@@ -1,0 +1,171 @@
+"""Metrics over time: every kind of metric per bucket and for the whole range, from one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
+from typing import Any, Final
+
+import numpy as np
+
+from analytics_core.errors import ParameterError
+from analytics_core.events import moment
+from analytics_core.manifest import Deployment
+from analytics_core.metrics.buckets import Buckets, buckets
+from analytics_core.metrics.definition import Definition, PluginMetric, define, look_up
+from analytics_core.queries.figures import MAX_SERIES, Figures, over_events
+from analytics_core.queries.history import History
+from analytics_core.queries.points import merged
+from analytics_core.queries.reader import MetricSource, Reader
+from analytics_core.records import Series, TimeRange
+from analytics_core.state import StateStore
+
+MAX_METRICS: Final = 50
+_SECOND: Final = 1_000_000
+
+
+class MetricQueries:
+    """Answers ``GET /api/v1/metrics``, and `Reader.metric` for plugins. Safe for use from any thread."""
+
+    def __init__(self, history: History, state: StateStore, deployment: Deployment) -> None:
+        """:raises ManifestError: for a metric manifest that cannot be computed."""
+        self._history = history
+        self._state = state
+        self._definitions = {name: define(metric) for name, metric in deployment.metrics.items()}
+        self._names: dict[str, set[str]] = {}
+
+    @property
+    def definitions(self) -> Mapping[str, Definition]:
+        """The metrics of the deployment's manifests, for the live windows too."""
+        return self._definitions
+
+    def query(
+        self,
+        tenant: str,
+        names: Sequence[str],
+        start: str | date | datetime,
+        end: str | date | datetime,
+        interval: str = "day",
+        timezone: str = "UTC",
+        breakdown: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """``{"metrics": [{"metric", "value", "points": [{"timestamp", "value"}]}], "watermark"}``.
+
+        Every bucket of ``[start, end)`` is there: 0 for what is counted, null where there is nothing to say. With
+        ``breakdown``, or one in the manifest, the total is followed by a series per combination, which has ``labels``.
+
+        :raises ParameterError: for a range, interval, zone or breakdown that is not one.
+        :raises NotFoundError: for a name that is no metric; :raises ClashError: for one that is two.
+        """
+        if not 1 <= len(names) <= MAX_METRICS:
+            raise ParameterError("metrics", f"{len(names)} names were given; valid are 1 to {MAX_METRICS}")
+        spans = buckets(start, end, interval, timezone)
+        found = [self._look_up(tenant, name) for name in dict.fromkeys(names)]
+        by_name: dict[str, list[Figures]] = {}
+        watermark: datetime | None
+        if any(isinstance(metric, Definition) for metric in found):
+            with self._history.reader(tenant, TimeRange(moment(spans.start), moment(spans.end), timezone)) as reader:
+                by_name.update(over_events(reader, [m for m in found if isinstance(m, Definition)], spans, breakdown))
+                watermark = reader.watermark
+        else:
+            watermark = self._history.watermark()
+        for metric in found:
+            if isinstance(metric, PluginMetric):
+                by_name[metric.full_name] = self._from_points(tenant, metric, spans, breakdown or ())
+        starts = spans.starts()
+        return {
+            "metrics": [_shown(figures, starts) for name in dict.fromkeys(names) for figures in by_name[name]],
+            "watermark": watermark.isoformat() if watermark else None,
+        }
+
+    def series(self, reader: Reader, name: str, interval: str) -> Series:
+        """What `Reader.metric` gives: one metric over the reader's own snapshot, range and filters."""
+        metric = self._look_up(reader.tenant, name)
+        if isinstance(metric, Definition):
+            return _series_over_events(reader, metric, interval)
+        spans = _spans(reader, interval)
+        return _series(name, spans, self._from_points(reader.tenant, metric, spans, ())[0])
+
+    def __reduce__(self) -> tuple[type[MetricSource], tuple[dict[str, Definition]]]:
+        """In another process there is no state store: what is known there is what can be read from the events."""
+        return EventMetrics, (self._definitions,)
+
+    def catalogue(self, tenant: str) -> dict[str, list[str]]:
+        """Every name that can be asked for: ``{"manifest": [...], "plugin": [...], "event": [...]}``."""
+        return {
+            "manifest": sorted(self._definitions),
+            "plugin": sorted(self._plugin_metrics(tenant)),
+            "event": self._history.event_names(tenant),
+        }
+
+    def _look_up(self, tenant: str, name: str) -> Definition | PluginMetric:
+        return look_up(name, self._definitions, self._plugin_metrics(tenant), lambda: self._seen(tenant, name))
+
+    def _seen(self, tenant: str, name: str) -> Iterable[str]:
+        """The tenant's event names; read again only for a name that is new, since names do not go away."""
+        if name not in self._names.get(tenant, ()):
+            self._names[tenant] = set(self._history.event_names(tenant))
+        return self._names[tenant]
+
+    def _plugin_metrics(self, tenant: str) -> dict[str, PluginMetric]:
+        metrics = (PluginMetric(lane, name, kind) for lane, name, kind in self._state.catalogue(tenant))
+        return {metric.full_name: metric for metric in metrics}
+
+    def _from_points(
+        self, tenant: str, metric: PluginMetric, spans: Buckets, breakdown: Sequence[str]
+    ) -> list[Figures]:
+        points = self._state.points(tenant, metric.name, moment(spans.start), moment(spans.end))
+        mine = [point for point in points if point.lane == metric.lane and point.kind == metric.kind]
+        return [
+            Figures(metric.full_name, labels, value, values, mine[0].unit if mine else "")
+            for labels, value, values in merged(mine, metric, spans, breakdown, MAX_SERIES)
+        ]
+
+
+def _shown(figures: Figures, starts: list[str]) -> dict[str, Any]:
+    values = figures.values.tolist()
+    shown: dict[str, Any] = {"metric": figures.metric, "value": _number(figures.value)}
+    if figures.labels:
+        shown["labels"] = figures.labels
+    if figures.unit:
+        shown["unit"] = figures.unit
+    shown["points"] = [{"timestamp": at, "value": _number(v)} for at, v in zip(starts, values, strict=True)]
+    return shown
+
+
+def _number(value: float | None) -> float | int | None:
+    """Whole figures as integers, NaN as null: JSON has no other words for them."""
+    if value is None or not np.isfinite(value):
+        return None
+    return int(value) if value == int(value) and abs(value) < 2**53 else value
+
+
+class EventMetrics:
+    """The `MetricSource` of a reader in a plugin's process: manifest metrics and event names."""
+
+    def __init__(self, definitions: Mapping[str, Definition]) -> None:
+        self._definitions = dict(definitions)
+
+    def series(self, reader: Reader, name: str, interval: str) -> Series:
+        """:raises NotFoundError: for a plugin's metric too, since its points are not events."""
+
+        def seen() -> list[str]:
+            return list(reader.sql("SELECT DISTINCT name FROM events").column("name").to_pylist())
+
+        metric = look_up(name, self._definitions, {}, seen)
+        assert isinstance(metric, Definition)
+        return _series_over_events(reader, metric, interval)
+
+
+def _spans(reader: Reader, interval: str) -> Buckets:
+    return buckets(reader.range.start, reader.range.end, interval, reader.range.timezone)
+
+
+def _series_over_events(reader: Reader, metric: Definition, interval: str) -> Series:
+    spans = _spans(reader, interval)
+    return _series(metric.name, spans, over_events(reader, [metric], spans, ())[metric.name][0])
+
+
+def _series(name: str, spans: Buckets, figures: Figures) -> Series:
+    step = int(np.median(np.diff(spans.edges))) // _SECOND
+    return Series(metric=name, at=spans.edges[:-1], values=figures.values, step_seconds=step)

@@ -1,0 +1,258 @@
+"""The seed API: data handed in for one plugin, stored like any events, and answered by a fold over exactly them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import structlog
+from msgspec import Struct
+
+from analytics_core.errors import AnalyticsError, NotFoundError, OverloadedError, ParameterError
+from analytics_core.events import Columns, Event, EventBatch, micros, moment, placed, read_times, texts, to_batch
+from analytics_core.queries.analyses import jsonable
+from analytics_core.queries.points import merge
+from analytics_core.queries.sessions import read_events
+from analytics_core.records import Metric, Outcome, ProcessResult
+from analytics_core.state import Point, StateStore
+
+KIND: Final = "analysis"
+SOURCE: Final = "submission"
+MAX_RUNNING: Final = 8
+
+_log = structlog.get_logger(__name__)
+
+
+class Accept(Protocol):
+    """`intake.Intake.accept_events`."""
+
+    def __call__(self, events: Sequence[Event], *, tenant: str, source: str) -> Awaitable[Outcome]: ...
+
+
+class PluginSeen(Protocol):
+    """`host.plugins.PluginView`, as far as it is needed here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def hooks(self) -> Sequence[str]: ...
+
+
+class Folding(Protocol):
+    """What is needed of the plugin host."""
+
+    def views(self) -> Iterable[PluginSeen]: ...
+    def enriches(self) -> bool: ...
+    async def enrich(self, batch: EventBatch) -> tuple[EventBatch, npt.NDArray[np.bool_] | None]: ...
+    async def fold_once(self, plugin: str, batches: Sequence[EventBatch]) -> ProcessResult: ...
+
+
+class Analysis(Struct, rename="camel"):
+    """The stored document of one submission. ``run`` names the process that works on it."""
+
+    analysis_id: str
+    type: str
+    status: Literal["pending", "done", "failed"]
+    submitted_at: str
+    run: str
+    events: int = 0
+    seconds: float = 0.0
+    error: str = ""
+    insights: list[Any] = []
+    patterns: list[Any] = []
+    metrics: dict[str, Any] = {}
+
+
+class Submissions:
+    """Takes submissions and works on at most ``max_running`` at a time; lives on one event loop.
+
+    A submission that was under way when the host ended is shown as failed: its events are in the log, so nothing is
+    lost but the answer, which a new submission of the same data gives.
+    """
+
+    def __init__(
+        self,
+        accept: Accept,
+        host: Folding,
+        state: StateStore,
+        *,
+        max_running: int = MAX_RUNNING,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._accept = accept
+        self._host = host
+        self._state = state
+        self._max_running = max_running
+        self._clock = clock
+        self._run = secrets.token_hex(8)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting = 0
+        self.analyzed = 0
+        """Submissions answered since the start."""
+        self.seconds = 0.0
+        """Sum of the time that they took."""
+
+    async def submit(self, type: str, data: Any, tenant: str) -> str:  # noqa: A002  the wire's word
+        """Store the events and begin the analysis; its id. What `result` gives is ready some time later.
+
+        ``data``: ``{"sessions": [{"sessionId", "userId", "startTime", "events": [{"type", "timestamp", "data"}]}]}`` or
+        ``{"events": [...]}`` as for ``POST /api/v1/events``. Nothing is stored when anything in it is wrong.
+
+        :raises ParameterError: naming the path; :raises NotFoundError: when no plugin that processes has this name.
+        :raises OverloadedError: when too many are under way.
+        """
+        plugin = self._plugin(type)
+        analysis_id = secrets.token_hex(12)
+        events = await asyncio.to_thread(read_events, data, analysis_id)
+        if self._waiting >= self._max_running:
+            raise OverloadedError(f"{self._waiting} analyses are under way, at most {self._max_running} may be")
+        self._waiting += 1
+        try:
+            analysis = Analysis(analysis_id, plugin, "pending", self._clock().isoformat(), self._run, len(events))
+            await self._write(analysis, tenant)
+            await self._store(analysis, events, tenant)
+        except BaseException:
+            self._waiting -= 1
+            raise
+        task = asyncio.ensure_future(self._answer(analysis, events, tenant))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return analysis_id
+
+    async def _store(self, analysis: Analysis, events: Sequence[Event], tenant: str) -> None:
+        try:
+            await self._accept(events, tenant=tenant, source=SOURCE)
+        except AnalyticsError as error:
+            analysis.status, analysis.error = "failed", str(error)
+            await self._write(analysis, tenant)
+            raise
+
+    def result(self, analysis_id: str, tenant: str) -> dict[str, Any] | None:
+        """``{"success", "analysisId", "status", "type", "insights", "patterns", "metrics": {...}}``, or None.
+
+        ``success`` is false, and ``error`` says why, when the analysis failed. ``metrics`` maps each name to one
+        figure over all windows; a metric with labels to ``{"value", "breakdown": [{"labels", "value"}]}``.
+        """
+        body = self._state.document(tenant, KIND, analysis_id)
+        if body is None:
+            return None
+        analysis = msgspec.json.decode(body, type=Analysis)
+        if analysis.status == "pending" and analysis.run != self._run:
+            analysis.status = "failed"
+            analysis.error = "the host was restarted during the analysis; its events are stored, submit the data again"
+        shown: dict[str, Any] = msgspec.to_builtins(analysis)
+        del shown["run"]
+        if not analysis.error:
+            del shown["error"]
+        return {"success": analysis.status != "failed", **shown}
+
+    async def close(self) -> None:
+        """Wait for what is under way; those that are cut off are shown as failed after the restart."""
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _plugin(self, given: str) -> str:
+        views = {view.name: view for view in self._host.views()}
+        name = given.replace("_", "-")
+        able = [view.name for view in views.values() if "process" in view.hooks]
+        if name not in views:
+            raise NotFoundError("plugin", given, able)
+        if name not in able:
+            raise ParameterError("type", f"the plugin {name!r} does not process events; valid are: {', '.join(able)}")
+        return name
+
+    async def _answer(self, analysis: Analysis, events: Sequence[Event], tenant: str) -> None:
+        started = asyncio.get_running_loop().time()
+        try:
+            batch = await self._enriched(await asyncio.to_thread(as_batch, events, tenant, self._clock()))
+            found = await self._host.fold_once(analysis.type, [batch])
+            analysis.insights = jsonable(list(found.insights))
+            analysis.patterns = jsonable(list(found.patterns))
+            analysis.metrics = await asyncio.to_thread(figures, found.metrics)
+            analysis.status = "done"
+        except AnalyticsError as error:
+            analysis.status, analysis.error = "failed", str(error)
+        except Exception as error:  # whatever it was, whoever waits for the result must see an end
+            analysis.status, analysis.error = "failed", f"{type(error).__name__}: {error}"
+            _log.exception("analysis_failed", analysis=analysis.analysis_id, plugin=analysis.type, tenant=tenant)
+        finally:
+            self._waiting -= 1
+        analysis.seconds = round(asyncio.get_running_loop().time() - started, 6)
+        self.analyzed += 1
+        self.seconds += analysis.seconds
+        await self._write(analysis, tenant)
+
+    async def _enriched(self, batch: EventBatch) -> EventBatch:
+        """As the log has them: what an enrich plugin masks or drops must not reach the fold another way."""
+        if not self._host.enriches():
+            return batch
+        enriched, dropped = await self._host.enrich(batch)
+        return enriched if dropped is None else enriched.filter(np.logical_not(dropped))
+
+    async def _write(self, analysis: Analysis, tenant: str) -> None:
+        body = msgspec.json.encode(analysis)
+        await asyncio.to_thread(self._state.document, tenant, KIND, analysis.analysis_id, body)
+
+
+def as_batch(events: Sequence[Event], tenant: str, now: datetime) -> EventBatch:
+    """Checked events as one batch in order of time, positions from 0; the watermark is the latest of them and now."""
+    columns = Columns.of(events)
+    received = np.full(len(events), micros(now), np.int64)
+    at = read_times(columns.timestamp, received).at
+    batch = to_batch(
+        columns,
+        tenant=tenant,
+        event_ids=pa.array(columns.message_id, pa.string()),
+        properties=texts(columns.properties),
+        context=texts(columns.context),
+        at=at,
+        received_at=received,
+        source=SOURCE,
+    )
+    ordered = batch.take(pa.array(np.argsort(at, kind="stable")))
+    return EventBatch(placed(ordered, 0), tenant, moment(max(int(at.max()), micros(now))))
+
+
+def figures(metrics: Iterable[Metric]) -> dict[str, Any]:
+    """One figure per metric name: its windows merged by kind; labels as a breakdown beside the total."""
+    latest: dict[tuple[Any, ...], Point] = {}
+    for metric in metrics:  # an upsert: of equal keys the last one holds
+        labels = tuple(sorted(metric.labels.items()))
+        point = Point(
+            lane="",
+            name=metric.name,
+            start=metric.window.start,
+            seconds=metric.window.seconds,
+            labels=metric.labels,
+            kind=metric.kind,
+            value=metric.value,
+            sketch=metric.sketch,
+            unit=metric.unit,
+        )
+        latest[metric.name, metric.window.start, metric.window.seconds, labels] = point
+    by_name: dict[str, dict[tuple[tuple[str, str], ...], list[Point]]] = {}
+    for (name, _, _, labels), point in latest.items():
+        by_name.setdefault(name, {}).setdefault(labels, []).append(point)
+    return {name: jsonable(_figure(name, groups)) for name, groups in sorted(by_name.items())}
+
+
+def _figure(name: str, groups: Mapping[tuple[tuple[str, str], ...], list[Point]]) -> Any:
+    shortest = min(point.seconds for points in groups.values() for point in points)
+    fitting = {k: [p for p in points if p.seconds == shortest] for k, points in groups.items()}
+    everything = [point for points in fitting.values() for point in points]
+    value = merge(fitting.get(()) or everything, everything[0].kind, name)
+    if set(groups) == {()}:
+        return value
+    split = [
+        {"labels": dict(labels), "value": merge(points, points[0].kind, name)}
+        for labels, points in fitting.items()
+        if labels and points
+    ]
+    return {"value": value, "breakdown": split}

@@ -1,0 +1,275 @@
+"""The live fold: sessions by hand, and the same figures whatever the batches are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from analytics_core import EventBatch, HistogramSketch, ProcessResult, UniqueSketch
+from analytics_core.testing import batch, check_deterministic, run, started
+from analytics_user_behavior.plugin import UserBehavior
+
+NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
+
+
+def at(minutes: float) -> datetime:
+    return NOON + timedelta(minutes=minutes)
+
+
+def event(user: str, minutes: float, name: str = "view", **more: Any) -> dict[str, Any]:
+    return {"event": name, "user_id": user, "timestamp": at(minutes), **more}
+
+
+def quiet(minutes: float) -> EventBatch:
+    return batch([], watermark=at(minutes))
+
+
+def values(result: ProcessResult, name: str) -> dict[float, float]:
+    """The metric by minutes after noon."""
+    return {(m.window.start - NOON) / timedelta(minutes=1): m.value for m in result.metrics if m.name == name}
+
+
+def test_sessions_of_one_user_end_after_the_gap() -> None:
+    rows = [event("u", 0), event("u", 10), event("u", 40), event("u", 71, "buy")]
+    result = run(UserBehavior, [batch(rows), quiet(71 + 31)])
+    assert values(result, "events") == {0: 1, 10: 1, 40: 1, 71: 1}
+    assert {minute: n for minute, n in values(result, "sessions").items() if n} == {0: 1, 71: 1}
+    assert values(result, "sessions_ended") == {40: 1, 71: 1}
+    assert values(result, "bounces") == {40: 0, 71: 1}
+    assert values(result, "bounce_rate") == {40: 0.0, 71: 1.0}
+    assert values(result, "session_duration")[40] == pytest.approx(2400, rel=0.01)
+    assert values(result, "events_per_session") == pytest.approx({40: 3, 71: 1}, rel=0.01)
+
+
+def test_a_session_is_open_until_the_clock_is_beyond_the_gap() -> None:
+    plugin = started(UserBehavior)
+    plugin.process(batch([event("u", 0)]))
+    assert plugin.process(quiet(30)) is None
+    assert plugin.process(quiet(30.9)) is None, "the clock is looked at in whole minutes"
+    assert values(plugin.process(quiet(31)), "sessions_ended") == {0: 1}
+    assert plugin.process(quiet(500)) is None
+
+
+def test_an_event_in_between_joins_two_sessions_and_corrects_the_count() -> None:
+    plugin = started(UserBehavior)
+    plugin.process(batch([event("u", 0, received_at=at(55)), event("u", 50, received_at=at(55))]))
+    corrected = plugin.process(batch([event("u", 25, received_at=at(56))], first_seq=2))
+    assert values(corrected, "sessions") == {25: 0, 50: 0}
+    ended = plugin.process(quiet(120))
+    assert values(ended, "sessions_ended") == {50: 1}
+    assert values(ended, "session_duration")[50] == pytest.approx(3000, rel=0.01)
+
+
+def test_the_receipt_keeps_a_session_open_for_events_that_come_late() -> None:
+    plugin = started(UserBehavior)
+    plugin.process(batch([event("u", 0, received_at=at(100))]))
+    assert plugin.process(quiet(130)) is None
+    assert values(plugin.process(quiet(131)), "sessions_ended") == {0: 1}
+
+
+def test_the_clients_session_id_beats_the_gap_and_is_the_visitors_own() -> None:
+    rows = [
+        event("u", 0, session_id="s", received_at=at(300)),
+        event("u", 200, session_id="s", received_at=at(300)),
+        event("v", 10, session_id="s", received_at=at(300)),
+        event("u", 11, received_at=at(300)),
+    ]
+    result = run(UserBehavior, [batch(rows), quiet(400)])
+    assert {minute: n for minute, n in values(result, "sessions").items() if n} == {0: 1, 10: 1, 11: 1}
+    assert values(result, "sessions_ended") == {200: 1, 10: 1, 11: 1}
+
+
+def test_events_of_nobody_are_counted_and_open_no_session() -> None:
+    result = run(UserBehavior, [batch([{"event": "ping", "timestamp": NOON}]), quiet(100)])
+    assert values(result, "events") == {0: 1}
+    assert values(result, "sessions") == values(result, "active_users") == {0: 0}
+    assert values(result, "sessions_ended") == {}
+
+
+def test_the_anonymous_id_stands_in_for_the_user_id() -> None:
+    rows = [{"event": "a", "anonymous_id": "x", "timestamp": at(m)} for m in (0, 0.5)]
+    result = run(UserBehavior, [batch([*rows, event("y", 0)])])
+    assert values(result, "active_users") == {0: 2}
+    assert values(result, "sessions") == {0: 2}
+
+
+def test_history_stays_out_of_the_live_metrics_and_is_counted() -> None:
+    rows = [event("u", -1441, received_at=NOON), event("u", -1440, received_at=NOON), event("u", 0)]
+    result = run(UserBehavior, [batch(rows)])
+    assert values(result, "late_events") == {0: 1}
+    assert values(result, "events") == {-1440: 1, 0: 1}
+
+
+def test_lateness_and_gap_are_settings() -> None:
+    rows = [event("u", -61, received_at=NOON), event("u", 0), event("u", 6)]
+    result = run(UserBehavior, [batch(rows)], {"lateness_hours": 1, "session_gap_minutes": 5})
+    assert values(result, "late_events") == {0: 1}
+    assert values(result, "sessions") == {0: 1, 6: 1}
+
+
+def test_only_what_changed_is_given() -> None:
+    plugin = started(UserBehavior)
+    plugin.process(batch([event("u", 0), event("u", 5)]))
+    second = plugin.process(batch([event("v", 5)], first_seq=2))
+    assert {m.window.start for m in second.metrics} == {at(5)}
+    assert values(second, "active_users") == {5: 2}
+
+
+def test_tenants_are_apart() -> None:
+    plugin = started(UserBehavior)
+    plugin.process(batch([event("u", 0)], tenant="a"))
+    assert values(plugin.process(batch([event("u", 0)], tenant="b")), "events") == {0: 1}
+    assert plugin.process(batch([], tenant="c", watermark=at(90))) is None
+    assert values(plugin.process(batch([], tenant="a", watermark=at(90))), "sessions_ended") == {0: 1}
+
+
+def test_submitted_sessions_give_patterns_and_insights_when_they_are_closed() -> None:
+    rows = [event(f"u{n}", n, name) for n in range(4) for name in ("view", "cart")]
+    rows += [event(f"bounce{n}", 5) for n in range(6)]
+    result = run(UserBehavior, [batch(rows), quiet(600)])
+    assert [(p.key, p.count) for p in result.patterns] == [("transition:view>cart", 4)]
+    found = {insight.key: insight.data for insight in result.insights}
+    assert found["bounces"] == {"sessions": 10, "bounces": 6, "bounce_rate": 0.6}
+    assert found["drop-off"] == {"event": "view", "sessions": 10, "exits": 6, "share": 0.6}
+
+
+def test_nothing_is_claimed_of_an_even_split() -> None:
+    rows = [event("a", 0), event("b", 0, "cart"), event("b", 1, "buy")]
+    assert run(UserBehavior, [batch(rows), quiet(600)]).insights == []
+
+
+def test_a_rise_of_the_bounce_rate_is_told_with_its_figures() -> None:
+    day = [event(f"d{n}", -20 * 60 + n, name) for n in range(900) for name in ("view", "buy")]
+    hour = [event(f"h{n}", 60 + n * 0.5) for n in range(60)]
+    result = run(UserBehavior, [batch(day), batch(hour, first_seq=1800), quiet(300)])
+    rise = next(i for i in result.insights if i.key == "bounce-rise:2025-03-01T13")
+    assert rise.data == {"bounce_rate": 1.0, "sessions": 60, "usual_rate": 0.0, "usual_sessions": 900}
+    assert rise.confidence > 0.999
+
+
+def test_a_pattern_that_lost_its_rank_is_corrected_once() -> None:
+    plugin = started(UserBehavior)
+    first = [event("u", n * 0.01, f"a{n}") for n in range(3)]
+    plugin.process(batch(first))
+    given = plugin.process(batch([event("u", 1, "b0")], first_seq=3)).patterns
+    assert {p.key for p in given} == {"transition:a0>a1", "transition:a1>a2"}
+    many = [event("w", 1 + n * 0.001, f"b{n % 12}") for n in range(300)]
+    plugin.process(batch(many, first_seq=4))
+    later = {p.key: p.count for p in plugin.process(quiet(3)).patterns}
+    assert later["transition:a0>a1"] == 1
+    assert len(later) == 12
+
+
+# --- whatever the batches are ----------------------------------------------------------------------------------------
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Events of few users in log order; some happened long before they arrived, some ahead of their time."""
+    rows = []
+    clock = 0.0
+    for _ in range(draw(st.integers(1, 40))):
+        clock += draw(st.sampled_from([0, 0, 0.01, 0.3, 1, 7, 29, 31, 70, 400]))
+        behind = draw(st.sampled_from([0, 0, 0, 0.2, 5, 29, 30, 31, 90, 1439, 1441, -3, -100]))
+        rows.append(
+            event(
+                draw(st.sampled_from("uvw")),
+                clock - behind,
+                draw(st.sampled_from(["view", "cart", "buy"])),
+                received_at=at(clock - draw(st.sampled_from([0, 0, 0, 0.5]))),
+                session_id=draw(st.sampled_from([None, None, "s1"])),
+            )
+        )
+    return rows
+
+
+@given(streams(), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=25)
+def test_batches_and_generations_change_nothing(rows: list[dict[str, Any]], seed: int) -> None:
+    check_deterministic(UserBehavior, rows, seed=seed)
+
+
+@given(streams())
+@settings(deadline=None, max_examples=60)
+@example([event("u", 0, received_at=at(0)), event("u", 0, received_at=at(0))])
+def test_ended_sessions_are_those_of_a_plain_simulation(rows: list[dict[str, Any]]) -> None:
+    result = run(UserBehavior, [batch(rows), quiet(10_000)])
+    expected = simulate(rows)
+    ended = defaultdict(list)
+    for start, end, count in expected:
+        ended[float(end // 60_000_000)].append((start, end, count))
+    assert values(result, "sessions_ended") == {minute: len(found) for minute, found in ended.items()}
+    assert values(result, "bounces") == {m: sum(n == 1 for _, _, n in found) for m, found in ended.items()}
+    lengths = {m: sum(n for _, _, n in found) for m, found in ended.items()}
+    for metric in result.metrics:
+        if metric.name == "events_per_session":
+            sketch = HistogramSketch.from_bytes(metric.sketch or b"")
+            assert sketch.total == lengths[(metric.window.start - NOON) / timedelta(minutes=1)]
+
+
+def simulate(rows: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
+    """(start, end, events) of every session in microseconds after noon, event by event from the definition."""
+
+    def micros(when: datetime) -> int:
+        return (when - NOON) // timedelta(microseconds=1)
+
+    minute, gap = 60_000_000, 30 * 60_000_000
+    clock = None
+    sessions: list[dict[str, Any]] = []
+    over = []
+    for row in [*rows, {"received_at": at(10_000)}]:
+        now = micros(row["received_at"]) // minute
+        if clock is None or now > clock:
+            clock = now
+            closed = [s for s in sessions if max(*s["at"], s["received"]) + gap < clock * minute]
+            over += closed
+            sessions = [s for s in sessions if s not in closed]
+        when = micros(row["timestamp"]) if "timestamp" in row else None
+        if when is None or when < (clock - 1440) * minute:
+            continue
+        key = (row["user_id"], row.get("session_id"))
+        near = [
+            s for s in sessions if s["key"] == key and (key[1] or any(abs(when - other) <= gap for other in s["at"]))
+        ]
+        merged = {"key": key, "at": [when], "received": micros(row["received_at"])}
+        for s in near:
+            merged["at"] += s["at"]
+            merged["received"] = max(merged["received"], s["received"])
+        sessions = [s for s in sessions if s not in near] + [merged]
+    return [(min(s["at"]), max(s["at"]), len(s["at"])) for s in over]
+
+
+def test_many_users_in_few_batches_equal_many_batches() -> None:
+    draw = np.random.default_rng(5)
+    rows = [
+        event(f"u{user}", minute, f"e{name}", received_at=at(minute))
+        for user, minute, name in zip(
+            draw.integers(0, 400, 3000), np.sort(draw.random(3000)) * 300, draw.integers(0, 300, 3000), strict=True
+        )
+    ]
+    settings_ = {"session_gap_minutes": 10}
+    whole = run(UserBehavior, [batch(rows), quiet(1000)], settings_)
+    parts = [batch(rows[n : n + 70], first_seq=n) for n in range(0, 3000, 70)]
+    split = run(UserBehavior, [*parts, quiet(1000)], settings_)
+    assert whole == split
+    assert sum(values(whole, "events").values()) == 3000
+    assert sum(values(whole, "sessions").values()) == sum(values(whole, "sessions_ended").values())
+    active = UniqueSketch()
+    for metric in whole.metrics:
+        if metric.name == "active_users":
+            active.merge(UniqueSketch.from_bytes(metric.sketch or b""))
+    assert active.estimate() == len({row["user_id"] for row in rows})
+
+
+def test_a_foreign_state_is_refused() -> None:
+    plugin = started(UserBehavior)
+    with pytest.raises(ValueError, match="no Arrow stream"):
+        plugin.import_state(b"something else", 1)
+    with pytest.raises(ValueError, match="version 9 is not known; valid is 1"):
+        plugin.import_state(plugin.export_state(), 9)

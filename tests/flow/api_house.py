@@ -1,0 +1,219 @@
+"""The API over a real socket, real `Live` and real bus, with small stand-ins for the services behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket as sockets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import msgspec
+import pyarrow as pa
+from aiohttp import web
+
+from analytics_core import api
+from analytics_core.bus.memory import MemoryBus
+from analytics_core.config import ApiKey, Auth, Settings
+from analytics_core.errors import NotFoundError
+from analytics_core.events import Event
+from analytics_core.lanes import LaneView
+from analytics_core.live import Live
+from analytics_core.records import Message, Outcome, Reply, Request
+
+KEYS = (
+    ApiKey("acme-writer", "acme", "writer"),
+    ApiKey("acme-reader", "acme", "reader"),
+    ApiKey("acme-operator", "acme", "operator"),
+    ApiKey("other-operator", "other", "operator"),
+)
+AUTH = Auth(enabled=True, keys=KEYS, jwt_secret="a secret of the tests, long enough for HS256")
+
+
+@dataclass
+class StandIns:
+    """The services behind the API: they remember what they were asked, and hold one thing for each tenant."""
+
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    fail: Exception | None = None
+    requests: int = 2
+    seconds: float = 0.004
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+    def _ask(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.fail is not None:
+            raise self.fail
+
+    # intake
+
+    async def accept(self, body: bytes, **given: Any) -> Outcome:
+        self._ask("accept", body, given)
+        return Outcome(accepted=1, deduplicated="messageId", seq=7)
+
+    async def accept_events(self, events: Sequence[Event], **given: Any) -> Outcome:
+        self._ask("accept_events", events, given)
+        return Outcome(accepted=len(events), seq=9)
+
+    # host
+
+    def views(self) -> list[Any]:
+        return [
+            SimpleView(
+                name="user-behavior",
+                version="1.0",
+                state="active",
+                reason="",
+                since="2025-01-01T00:00:00Z",
+                generation=1,
+                isolation="thread",
+                lag=0,
+                events_processed=3,
+                hooks=["process"],
+                errors=0,
+            )
+        ]
+
+    def lanes(self) -> list[LaneView]:
+        return [LaneView("store", "running", 5, 0, 5)]
+
+    def route(self, method: str, path: str) -> str | None:
+        return "foreign" if (method, path) == ("POST", "/foreign/track") else None
+
+    async def ingest(self, plugin: str, request: Request) -> list[Event]:
+        self._ask("ingest", plugin, request)
+        if request.body == b"broken":
+            raise ValueError("no comma")
+        return [Event.of(name) for name in request.body.decode().split(",")]
+
+    async def reply(self, plugin: str, request: Request, outcome: Outcome) -> Reply:
+        text = outcome.overloaded or f"{outcome.accepted} taken, {len(outcome.rejected)} refused"
+        return Reply(503 if outcome.overloaded else 200, text.encode(), {"X-Foreign": plugin})
+
+    # queries
+
+    def query(self, tenant: str, *given: Any) -> dict[str, Any]:
+        self._ask("metrics", tenant, *given)
+        point = {"timestamp": "2025-01-01T00:00:00+00:00", "value": 1.0}
+        series = [{"metric": f"{tenant}.{name}", "value": 1.0, "points": [point]} for name in given[0]]
+        return {"metrics": series, "watermark": None}
+
+    def catalogue(self, tenant: str) -> list[dict[str, Any]]:
+        return [{"name": "funnel", "plugin": "user-behavior", "title": tenant, "schema": {}}]
+
+    async def ask(self, name: str, parameters: dict[str, Any], tenant: str) -> dict[str, Any]:
+        self._ask("analysis", name, parameters, tenant)
+        if name != "funnel":
+            raise NotFoundError("analysis", name, ["funnel"])
+        return {"analysis": name, "rows": [{"tenant": tenant}]}
+
+    async def submit(self, type_: str, data: dict[str, Any], tenant: str) -> str:
+        self._ask("submit", type_, data, tenant)
+        return f"{tenant}-1"
+
+    def result(self, id_: str, tenant: str) -> dict[str, Any] | None:
+        return {"success": True, "status": "done"} if id_ == f"{tenant}-1" else None
+
+    def page(self, tenant: str, **given: Any) -> dict[str, Any]:
+        self._ask("page", tenant, given)
+        return {"rows": [{"event": "x", "tenant": tenant}], "next_cursor": None, "watermark": None}
+
+    def records(self, tenant: str, kind: str, **given: Any) -> list[dict[str, Any]]:
+        self._ask("records", tenant, kind, given)
+        return [{"key": "k", "tenant": tenant, "seq": 4}]
+
+    def reader(self, tenant: str) -> Any:
+        table = pa.table({"n": [len(tenant)]})
+        return NullReader(table)
+
+    def latest(self, tenant: str) -> dict[str, dict[str, Any]]:
+        return {"page_views": {"value": float(len(tenant)), "window": None}}
+
+
+class SimpleView(msgspec.Struct):
+    name: str
+    version: str
+    state: str
+    reason: str
+    since: str
+    generation: int
+    isolation: str
+    lag: int
+    events_processed: int
+    hooks: list[str]
+    errors: int
+
+
+class NullReader:
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __enter__(self) -> NullReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def sql(self, query: str) -> pa.Table:
+        return self._table
+
+
+@dataclass
+class House:
+    url: str
+    http: aiohttp.ClientSession
+    bus: MemoryBus
+    live: Live
+    behind: StandIns
+    app: web.Application
+
+    def publish(self, topic: Any, tenant: str, body: dict[str, Any], id_: str = "m") -> None:
+        self.bus.publish(Message(id=id_, topic=topic, tenant=tenant, body=msgspec.json.encode(body)))
+
+    async def ask(self, method: str, path: str, key: str | None = None, **given: Any) -> SimpleNamespace:
+        """Status, headers and decoded body of one request."""
+        headers = {**({"X-API-Key": key} if key else {}), **given.pop("headers", {})}
+        async with self.http.request(method, self.url + path, headers=headers, **given) as response:
+            raw = await response.read()
+            body = msgspec.json.decode(raw) if "json" in response.content_type else raw
+            return SimpleNamespace(status=response.status, headers=response.headers, body=body)
+
+
+@asynccontextmanager
+async def opened(settings: Settings = Settings(), *, read_buffer: int | None = None) -> AsyncIterator[House]:  # noqa: B008
+    """``read_buffer`` makes the server's socket buffers small, so that a client that does not read is noticed."""
+    behind, bus = StandIns(), MemoryBus(asyncio.get_running_loop())
+    live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
+    services = api.Services(
+        settings=settings,
+        deployment=None,
+        intake=behind,
+        host=behind,
+        lanes=behind.lanes,
+        history=behind,
+        metrics=behind,
+        analyses=behind,
+        submissions=behind,
+        state=behind,
+        log=None,
+        live=live,
+        live_metrics=behind,
+        started_at=datetime.now(UTC),
+    )
+    app = api.build(services)
+    runner = api.runner(app)
+    await runner.setup()
+    listener = sockets.socket()
+    if read_buffer is not None:
+        listener.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, read_buffer)
+    listener.bind(("127.0.0.1", 0))
+    await web.SockSite(runner, listener).start()
+    host, port = listener.getsockname()
+    async with aiohttp.ClientSession() as http:
+        yield House(f"http://{host}:{port}", http, bus, live, behind, app)
+    await runner.cleanup()
+    await bus.close()

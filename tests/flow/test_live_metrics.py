@@ -1,0 +1,205 @@
+"""The live lane: figures pushed while events arrive, complete windows after a restart, bounds."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pytest
+
+from analytics_core.events import MINUTE, UNPLACED_SCHEMA, EventBatch, micros
+from analytics_core.lanes.live_metrics import LiveMetrics
+from analytics_core.log.segments import SegmentLog
+from analytics_core.manifest import MetricManifest
+from analytics_core.metrics.definition import define
+from analytics_core.metrics.live import LiveWindows
+from analytics_core.records import Message
+from analytics_core.testing import batch
+
+NOW = datetime.now(UTC)
+THIS_MINUTE = NOW.replace(second=0, microsecond=0)
+METRICS = [
+    define(MetricManifest(name="page_views", event="page_view")),
+    define(MetricManifest(name="active_users", aggregate="unique", property="user_id")),
+]
+SECONDS = 10.0
+
+
+class Bus:
+    """Keeps what is published; `until` waits for it."""
+
+    def __init__(self) -> None:
+        self.messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    def publish(self, message: Message) -> None:
+        self.messages.put(message)
+
+    def until(self, wanted: Callable[[str, dict[str, Any]], bool]) -> dict[str, Any]:
+        while True:
+            message = self.messages.get(timeout=SECONDS)
+            assert message.topic == "metric"
+            body = msgspec.json.decode(message.body)
+            self.seen.append((message.tenant, body))
+            if wanted(message.tenant, body):
+                return body
+
+
+class Running:
+    def __init__(self, log: SegmentLog) -> None:
+        self.bus = Bus()
+        self.lane = LiveMetrics(log, self.bus, LiveWindows(METRICS))
+        self.lane.start()
+
+
+@pytest.fixture()
+def log(tmp_path: Path) -> Iterator[SegmentLog]:
+    opened = SegmentLog(tmp_path / "p0", disk_reserve_bytes=0)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture()
+def start(log: SegmentLog) -> Iterator[Callable[[], Running]]:
+    started: list[Running] = []
+
+    def begin() -> Running:
+        started.append(Running(log))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.lane.stop()
+
+
+def post(log: SegmentLog, *rows: dict[str, Any], tenant: str = "default", at: datetime = NOW) -> None:
+    made = batch([{"timestamp": at, **row} for row in rows], tenant).record_batch
+    log.append([pa.RecordBatch.from_arrays(made.columns[2:], schema=UNPLACED_SCHEMA)], at)
+
+
+def test_a_figure_is_pushed_when_it_changes(log: SegmentLog, start: Callable[[], Running]) -> None:
+    running = start()
+    post(log, {"event": "page_view", "user_id": "u1"}, {"event": "page_view", "user_id": "u1"}, {"event": "click"})
+    pushed = running.bus.until(lambda _, b: b["metric"] == "page_views" and b["value"] == 2)
+    assert pushed == {
+        "metric": "page_views",
+        "value": 2,
+        "window": {
+            "start": THIS_MINUTE.isoformat().replace("+00:00", "Z"),
+            "end": (THIS_MINUTE + timedelta(minutes=1)).isoformat().replace("+00:00", "Z"),
+        },
+        "labels": {},
+    }
+    post(log, {"event": "page_view", "user_id": "u2"})
+    running.bus.until(lambda _, b: b["metric"] == "page_views" and b["value"] == 3)
+    running.bus.until(lambda _, b: b["metric"] == "page_view")
+    users = [b["value"] for _, b in running.bus.seen if b["metric"] == "active_users"]
+    assert users == [1, 2]
+    assert [b["value"] for _, b in running.bus.seen if b["metric"] == "click"] == [1]  # unchanged: not again
+    running.lane.stop()
+    assert running.lane.latest("default")["page_views"] == {"value": 3, "window": pushed["window"]}
+    view = running.lane.view()
+    assert (view.name, view.state, view.lag, view.events) == ("live-metrics", "stopped", 0, 4)
+
+
+def test_tenants_are_counted_apart(log: SegmentLog, start: Callable[[], Running]) -> None:
+    running = start()
+    post(log, {"event": "page_view"}, tenant="acme")
+    post(log, {"event": "page_view"}, {"event": "page_view"}, tenant="globex")
+    running.bus.until(lambda tenant, b: tenant == "globex" and b["metric"] == "page_views" and b["value"] == 2)
+    running.lane.stop()
+    assert running.lane.latest("acme")["page_views"]["value"] == 1
+    assert running.lane.latest("globex")["page_views"]["value"] == 2
+    assert running.lane.latest("nobody") == {}
+
+
+def test_after_a_restart_the_current_minute_is_complete_and_earlier_ones_stay_silent(
+    log: SegmentLog, start: Callable[[], Running]
+) -> None:
+    before = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=3)
+    for _ in range(3):
+        post(log, *({"event": "page_view", "timestamp": before} for _ in range(600)), at=before)
+    now = datetime.now(UTC)
+    post(log, {"event": "page_view"}, {"event": "page_view"}, at=now)
+    running = start()
+    minute = now.replace(second=0, microsecond=0).isoformat().replace("+00:00", "Z")
+    first = running.bus.until(lambda _, b: b["metric"] == "page_views")
+    assert (first["window"]["start"], first["value"]) == (minute, 2)
+    post(log, {"event": "page_view", "timestamp": before}, {"event": "last", "timestamp": now}, at=now)
+    running.bus.until(lambda _, b: b["metric"] == "last")
+    assert {b["window"]["start"] for _, b in running.bus.seen} == {minute}
+
+
+def test_a_lane_that_the_log_has_outrun_goes_on_from_what_is_left(tmp_path: Path) -> None:
+    log = SegmentLog(tmp_path / "p0", segment_bytes=2048, disk_reserve_bytes=0)
+    post(log, {"event": "first"})
+    outrun, ended = threading.Event(), threading.Event()
+
+    class Slow(LiveWindows):
+        def add(self, batch: EventBatch) -> None:
+            if not outrun.is_set():
+                ended.set()
+                assert outrun.wait(SECONDS)
+            super().add(batch)
+
+    bus = Bus()
+    lane = LiveMetrics(log, bus, Slow(METRICS))
+    lane.start()
+    assert ended.wait(SECONDS)
+    for _ in range(20):
+        post(log, {"event": "filling", "properties": {"x": "x" * 500}})
+    log.trim(log.durable)
+    outrun.set()
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    post(log, {"event": "after", "timestamp": soon}, at=soon)
+    bus.until(lambda _, b: b["metric"] == "after")
+    lane.stop()
+    assert lane.view().state == "stopped"
+    log.close()
+
+
+def windows(**bounds: Any) -> LiveWindows:
+    return LiveWindows(METRICS, **bounds)
+
+
+def shown(held: LiveWindows) -> dict[tuple[str, int], float]:
+    return {(c.metric, (c.start - micros(THIS_MINUTE)) // MINUTE): c.value for c in held.changes()}
+
+
+def at_minute(minute: int, *names: str) -> EventBatch:
+    moment = THIS_MINUTE + timedelta(minutes=minute, seconds=1)
+    return batch([{"event": name, "timestamp": moment} for name in names], watermark=moment)
+
+
+def test_windows_go_by_event_time_and_old_ones_are_forgotten() -> None:
+    held = windows(keep=3)
+    held.add(at_minute(0, "a", "a"))
+    held.add(at_minute(1, "a"))
+    assert shown(held) == {("a", 0): 2, ("a", 1): 1}
+    late = batch([{"event": "a", "timestamp": THIS_MINUTE}], watermark=THIS_MINUTE + timedelta(minutes=1, seconds=5))
+    held.add(late)
+    assert shown(held) == {("a", 0): 3}
+    held.add(EventBatch.empty("", THIS_MINUTE + timedelta(minutes=3)))  # time passes without events
+    held.add(batch([{"event": "a", "timestamp": THIS_MINUTE}], watermark=THIS_MINUTE + timedelta(minutes=3)))
+    assert shown(held) == {}
+    far = batch([{"event": "a", "timestamp": THIS_MINUTE + timedelta(hours=9)}], watermark=THIS_MINUTE)
+    held.add(far)
+    assert shown(held) == {}
+
+
+def test_only_the_most_frequent_event_names_are_shown() -> None:
+    held = windows(top_names=2)
+    held.add(at_minute(0, "rare", "often", "often", "often", "some", "some"))
+    assert shown(held) == {("often", 0): 3, ("some", 0): 2}
+
+
+def test_an_event_with_the_name_of_a_metric_does_not_take_its_place() -> None:
+    held = windows()
+    held.add(at_minute(0, "active_users", "page_view"))
+    assert shown(held) == {("page_views", 0): 1, ("page_view", 0): 1}
