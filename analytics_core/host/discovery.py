@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -49,26 +49,36 @@ def discover(paths: Sequence[str] | None = None) -> list[Found]:
     first on the path counts, as it does for imports.
     """
     searched = list(sys.path if paths is None else paths)
-    found = [_found(entry, dist, searched, hooks=paths is None) for dist, entry in _declared(searched)]
+    found = [_found(declared, searched, hooks=paths is None) for declared in _declared(searched)]
     return sorted(_without_clashes(found), key=lambda f: (f.name, f.distribution))
 
 
-def _declared(paths: list[str]) -> Iterator[tuple[Distribution, EntryPoint]]:
+class _Declared(NamedTuple):
+    dist: Distribution
+    distribution: str
+    version: str
+    entry: EntryPoint
+
+
+def _declared(paths: list[str]) -> Iterator[_Declared]:
     seen: set[str] = set()
     for dist in distributions(path=paths):
         text = dist.read_text("entry_points.txt")
         if not text or GROUP not in text:  # the metadata of every other distribution stays unparsed
             continue
-        name = _normal(dist.metadata["Name"] or "")
-        if name in seen:
+        metadata = dist.metadata  # parsed anew each time it is asked for
+        name, version = metadata["Name"], metadata["Version"]
+        if _normal(name) in seen:
             continue
-        seen.add(name)
-        yield from ((dist, entry) for entry in dist.entry_points if entry.group == GROUP)
+        seen.add(_normal(name))
+        entries = (entry for entry in dist.entry_points if entry.group == GROUP)
+        yield from (_Declared(dist, name, version, entry) for entry in entries)
 
 
-def _found(entry: EntryPoint, dist: Distribution, paths: list[str], *, hooks: bool) -> Found:
+def _found(declared: _Declared, paths: list[str], *, hooks: bool) -> Found:
+    dist, distribution, version, entry = declared
     package, _, file = entry.value.partition(":")
-    found = Found(entry.name, dist.metadata["Name"], dist.version, package.strip(), Path())
+    found = Found(entry.name, distribution, version, package.strip(), Path())
     try:
         if not re.fullmatch(r"\w+(\.\w+)*", found.package) or not file.strip():
             raise _NotFoundError(f"its entry point is {entry.value!r}; valid is 'package:plugin.yaml'")
@@ -114,8 +124,7 @@ def _directory(package: str, dist: Distribution, paths: list[str], *, hooks: boo
 
 
 def _top_level(top: str, dist: Distribution, paths: list[str], *, hooks: bool) -> ModuleSpec:
-    linked = list(_linked(dist))
-    spec = PathFinder.find_spec(top, paths) or PathFinder.find_spec(top, linked)
+    spec = PathFinder.find_spec(top, paths) or PathFinder.find_spec(top, list(_linked(dist)))
     if spec is None and hooks:  # editable installs by import hook; asking for a top level imports nothing
         finders = (f for f in sys.meta_path if f is not PathFinder and hasattr(f, "find_spec"))
         spec = next((s for s in (f.find_spec(top, None) for f in finders) if s is not None), None)

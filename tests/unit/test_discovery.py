@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 import pytest
@@ -120,8 +121,6 @@ def test_an_editable_install_by_import_hook_says_what_to_do(site: Site) -> None:
 
 
 def test_an_import_hook_of_this_process_is_asked(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib.machinery import ModuleSpec, PathFinder
-
     folder = Site(tmp_path / "checkout").package("mapped_shop")
 
     class Hook:

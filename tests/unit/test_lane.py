@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from analytics_core.errors import FencedError, HookFailedError, StorageError, Tr
 from analytics_core.events import UNPLACED_SCHEMA, micros, placed, times_column, word
 from analytics_core.host.dispatch import Instance
 from analytics_core.lanes.checkpoint import Tenants, unpack
-from analytics_core.lanes.fold import HookFold, fold_once
+from analytics_core.lanes.fold import HookFold, Pulse, fold_once
 from analytics_core.lanes.lane import Lane
 from analytics_core.log.segments import SegmentLog
 from analytics_core.records import Insight, Pattern, PluginContext
@@ -29,6 +30,7 @@ from analytics_core.state.sqlite import SqliteState
 T0 = datetime(2025, 1, 1, tzinfo=UTC)
 DAY = Window(T0, 86_400)
 EAGER = Pace(checkpoint_seconds=0.02)
+FOLDING = ("process", "export_state", "import_state")
 NEVER = Pace(checkpoint_seconds=3600.0)
 
 
@@ -94,11 +96,13 @@ class House:
         self.at += timedelta(seconds=after)
         self.log.append([columns(tenant, names, self.at) for tenant, names in batches], self.at)
 
-    def fold(self, plugin: object, hooks: tuple[str, ...] = ("process", "export_state", "import_state")) -> HookFold:
-        return HookFold("counter", Instance("counter", plugin, frozenset(hooks)), self.log)
+    def fold(self, plugin: object, hooks: Sequence[str] = FOLDING, **options: Any) -> HookFold:
+        return HookFold("counter", Instance("counter", plugin, frozenset(hooks)), self.log, **options)
 
     def lane(self, plugin: object, pace: Pace = EAGER, **options: Any) -> Lane:
-        return Lane("counter", lambda: self.fold(plugin), self.log, self.state, pace, **options)
+        pulse = Pulse()
+        opened = partial(self.fold, plugin, beat=pulse.beat)
+        return Lane("counter", opened, self.log, self.state, pace, pulse=pulse, **options)
 
     def total(self, tenant: str = "a") -> float | None:
         points = self.state.points(tenant, "events", T0, T0 + timedelta(days=1))
@@ -255,8 +259,13 @@ def test_a_replaced_lane_ends_silently_and_writes_nothing_more(house: House) -> 
 
 def test_an_abandoned_lane_does_not_even_try_to_commit(house: House) -> None:
     entered, leave = threading.Event(), threading.Event()
+
+    def block(_: EventBatch) -> None:
+        entered.set()
+        leave.wait(20)
+
     stuck = Counter()
-    stuck.before = lambda _: (entered.set(), leave.wait(20))  # type: ignore[assignment, return-value]
+    stuck.before = block
     lane = house.lane(stuck)
     lane.start()
     house.add(("a", ["x"]))
@@ -296,11 +305,13 @@ def test_an_unchanged_value_is_pushed_once_and_a_changed_one_again(house: House)
             found = Insight(key="k", title="t", description="d", data={"n": len(batch)})
             return ProcessResult([level], [Pattern(key="p", name="n", description="d", count=1)], [found])
 
-    lane = Lane("level", lambda: house.fold(Level(), ("process",)), house.log, house.state, EAGER)
+    commits = [0]
+    opened = partial(house.fold, Level(), ("process",))
+    lane = Lane("level", opened, house.log, house.state, EAGER, on_commit=commits.append)
     lane.start()
     for names in (["x"], ["y"], ["x", "y"]):
         house.add(("a", names))
-        eventually(lambda: house.state.claim is not None and lane._checkpoint.position == house.log.durable, "a commit")
+        eventually(lambda: commits[-1] == house.log.durable, "a commit")
     lane.stop()
     assert lane.join(20)
     messages = house.state.outbox(0)

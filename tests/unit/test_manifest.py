@@ -27,7 +27,9 @@ from analytics_core.manifest import (
     read_deployment,
     read_file,
     read_plugin,
+    schema_problem,
 )
+from analytics_core.manifest.filling import fill
 
 REPOSITORY = Path(analytics_core.__file__).parent.parent
 
@@ -148,6 +150,7 @@ def test_a_third_party_plugin_is_a_process_unless_it_asks(tmp_path: Path) -> Non
         ("provides.analyses.0.parameters", {"type": "objekt"}, "provides.analyses[0].parameters.type: is no"),
         ("provides.channels.0.settings", {"type": "array"}, "provides.channels[0].settings.type: 'array' is not valid"),
         ("settings.properties.gap.minimum", "1", "settings.properties.gap.minimum: is no JSON Schema"),
+        ("settings.properties.token.pattern", "(", "settings.properties.token.pattern: is no JSON Schema: '(' is"),
         ("settings.properties.gap.default", 0, "settings.properties.gap.default: 0 is less than the minimum of 1"),
         ("settings.$schema", "http://json-schema.org/draft-07/schema#", "settings.$schema: 'http://json-schema.org"),
         ("reload.strategy", "pickle", "reload.strategy: 'pickle' is not valid; valid are: carry, fresh, never"),
@@ -338,8 +341,6 @@ def test_references_that_lead_nowhere(tmp_path: Path, text: str, expected: str) 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="$")))
 def test_a_value_from_the_environment_is_never_read_again(value: str) -> None:
-    from analytics_core.manifest.filling import fill
-
     assert fill("<${V}>", {"V": value + "${W}"}, Path()) == f"<{value}${{W}}>"
 
 
@@ -514,6 +515,36 @@ def test_secrets_are_in_no_message(tmp_path: Path, change: dict[str, Any]) -> No
 def test_a_plugin_without_settings_takes_none() -> None:
     assert fit_schema({}, {}) == ({}, [])
     assert fit_schema({}, {"a": 1})[1] == [("a", "the key is not known; there is nothing to set")]
+
+
+_KEYWORDS = st.sampled_from(
+    [
+        "type",
+        "minimum",
+        "minLength",
+        "required",
+        "enum",
+        "items",
+        "title",
+        "writeOnly",
+        "pattern",
+        "properties",
+        "$defs",
+    ]
+)
+_SCHEMAS = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.sampled_from(["string", "object", "x", "("]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYWORDS, inner, max_size=3),
+)
+
+
+@given(st.dictionaries(_KEYWORDS, _SCHEMAS, max_size=3))
+def test_the_fast_check_of_a_schema_takes_nothing_that_the_metaschema_refuses(schema: dict[str, Any]) -> None:
+    metaschema = jsonschema.Draft202012Validator(
+        jsonschema.Draft202012Validator.META_SCHEMA, format_checker=jsonschema.FormatChecker(["regex"])
+    )
+    is_object = schema.get("type", "object") == "object"
+    assert (schema_problem(schema) is None) == (metaschema.is_valid(schema) and is_object)
 
 
 def test_a_schema_s_reference_is_never_fetched() -> None:

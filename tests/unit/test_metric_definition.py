@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics_core.errors import ClashError, ManifestError, NotFoundError
@@ -80,6 +82,7 @@ def test_history_and_live_windows_agree(keys: dict[str, Any], figure: float | No
         assert (live(manifest(**keys), batches) or None) == figure
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 1e6), min_size=1, max_size=60), st.sampled_from(["p50", "p75", "p90", "p95", "p99"]))
 def test_live_percentiles_are_within_a_percent_of_a_value_at_that_rank(values: list[float], aggregate: str) -> None:
     definition = define(manifest(aggregate=aggregate, property="x"))
@@ -92,11 +95,9 @@ def test_live_percentiles_are_within_a_percent_of_a_value_at_that_rank(values: l
     assert abs(found - near) <= 0.0101 * near
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(-50, 50), max_size=20), min_size=1, max_size=4), st.data())
 def test_accumulators_merge_in_any_order(parts: list[list[int]], data: st.DataObject) -> None:
-    import numpy as np
-    import pyarrow as pa
-
     order = data.draw(st.permutations(range(len(parts))))
     makers = [lambda: Tally("sum"), lambda: Tally("avg"), lambda: Tally("min"), lambda: Quantile(0.5), Distinct]
     for make in makers:

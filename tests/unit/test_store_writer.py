@@ -179,7 +179,9 @@ def test_a_backlog_is_copied_in_bounded_pieces(log: SegmentLog, lake: DeltaStore
         log.append([batch(rows, n * rows)], NOW)
     one = log.read(0, 1)[0][0].record_batch.nbytes
     watched = Watched(lake)
-    writer(Storage(store_commit_seconds=3600, store_commit_bytes=2 * one, maintenance_seconds=3600), watched).flush()
+    storage = Storage(store_commit_seconds=3600, store_commit_bytes=2 * one, maintenance_seconds=3600)
+    copying = writer(storage, watched)
+    assert copying.flush(timeout=10) == log.durable, copying.view().reason
     assert len(watched.appended) >= 4
     assert max(watched.appended) <= 4 * one
     assert in_lake(lake).column("seq").to_pylist() == list(range(12 * rows))

@@ -1,0 +1,460 @@
+"""Counted once: the hashes, the filter, the runs, and the whole against a plain dictionary."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from analytics_core.errors import LogWriteError
+from analytics_core.events import UNPLACED_SCHEMA
+from analytics_core.log.dedup import Admission, Deduplicator, Pending
+from analytics_core.log.ids import IdHasher, IdRun
+from analytics_core.log.seen import SeenFilter
+from analytics_core.log.segments import SegmentLog
+
+NOW = datetime(2025, 1, 31, 12, tzinfo=UTC)
+SEGMENT_BYTES = 8_000
+
+
+def events(ids: list[str], tenant: str = "acme") -> pa.RecordBatch:
+    count = len(ids)
+    columns: dict[str, list[Any]] = {name: [None] * count for name in UNPLACED_SCHEMA.names}
+    columns |= {"tenant": [tenant] * count, "event_id": ids, "name": ["e"] * count, "source": ["native"] * count}
+    columns |= {"timestamp": [NOW] * count, "received_at": [NOW] * count}
+    columns |= {"properties": ["{}"] * count, "context": ["{}"] * count}
+    return pa.RecordBatch.from_pydict(columns, schema=UNPLACED_SCHEMA)
+
+
+class House:
+    """A log with its deduplication, as intake drives them."""
+
+    def __init__(self, directory: Path, window: int = 1000) -> None:
+        self.directory = directory
+        self.window = window
+        self.open()
+
+    def open(self) -> None:
+        self.log = SegmentLog(self.directory, segment_bytes=SEGMENT_BYTES, disk_reserve_bytes=0)
+        self.dedup = Deduplicator(self.log, self.window)
+
+    def close(self) -> None:
+        self.dedup.close()
+        self.log.close()
+
+    def restart(self) -> None:
+        self.close()
+        self.open()
+
+    def admit(self, *ids: str, tenant: str = "acme") -> Admission:
+        return self.dedup.admit(self.dedup.hashes(tenant, pa.array(ids, pa.string())))
+
+    def store(self, *ids: str, tenant: str = "acme") -> list[bool]:
+        """Admit, append and commit; which ids were new."""
+        admission = self.admit(*ids, tenant=tenant)
+        if admission.pending is not None:
+            kept = [i for i, new in zip(ids, admission.new.tolist(), strict=True) if new]
+            self.dedup.commit(admission.pending, self.log.append([events(kept, tenant)], NOW)[0])
+        return admission.new.tolist()
+
+    def known(self, *ids: str) -> list[bool]:
+        """Which ids are duplicates, leaving all as it was."""
+        admission = self.admit(*ids)
+        if admission.pending is not None:
+            self.dedup.fail(admission.pending, LogWriteError("x", OSError()))
+        return (~admission.new).tolist()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path / "p0")
+    yield made
+    made.close()
+
+
+# --- hashes
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=70), min_size=1, max_size=40))
+def test_an_id_hashes_the_same_alone_and_among_others(ids: list[str]) -> None:
+    hasher = IdHasher(b"k" * 32)
+    together = hasher("acme", pa.array(ids, pa.string()))
+    assert together.shape == (2, len(ids))
+    for at, text in enumerate(ids):
+        assert hasher("acme", pa.array([text], pa.string()))[:, 0].tolist() == together[:, at].tolist()
+    assert len(set(ids)) == len(set(zip(*together.tolist(), strict=True)))
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 255, 256, 257, 5000])
+def test_every_length_hashes_the_same_alone_among_others_and_in_a_slice(length: int) -> None:
+    hasher = IdHasher(b"k" * 32)
+    ids = pa.array([*(f"{i}" for i in range(9)), "x" * length, "y" * 300])
+    together = hasher("acme", ids)
+    assert hasher("acme", ids.slice(9, 1)).tolist() == together[:, 9:10].tolist()
+    assert hasher("acme", ids.slice(5)).tolist() == together[:, 5:].tolist()
+
+
+def test_more_ids_than_a_block_hash_the_same() -> None:
+    hasher = IdHasher(b"k" * 32)
+    ids = pa.array([f"event-{i}" for i in range(20_000)])
+    together = hasher("acme", ids)
+    assert hasher("acme", ids.slice(19_000)).tolist() == together[:, 19_000:].tolist()
+    assert len(np.unique(together[0])) == len(np.unique(together[1])) == 20_000
+
+
+def test_tenant_length_and_secret_tell_hashes_apart() -> None:
+    hasher = IdHasher(b"k" * 32)
+    ids = pa.array(["", "\0", "\0\0", "a", "a\0", "a" + 7 * "\0", "a" + 8 * "\0", "b" * 300, "b" * 301])
+    found = [hasher("acme", ids), hasher("other", ids), IdHasher(b"l" * 32)("acme", ids)]
+    halves = np.concatenate(found, axis=1)
+    assert len(np.unique(halves[0])) == len(np.unique(halves[1])) == 27
+
+
+def test_a_run_tells_ids_with_equal_high_halves_apart() -> None:
+    hashes = np.array([[5, 5, 5, 9, 2**64 - 1], [1, 2, 3, 4, 5]], np.uint64)
+    run = IdRun.of(hashes)
+    asked = np.array([[5, 5, 5, 9, 9, 1, 2**64 - 1, 2**64 - 1], [3, 4, 1, 4, 5, 1, 5, 6]], np.uint64)
+    assert run.contains(asked).tolist() == [True, False, True, True, False, False, True, False]
+
+
+# --- the filter
+
+
+def random_hashes(count: int, seed: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 2**64, (2, count), np.uint64, endpoint=False)
+
+
+def test_the_filter_forgets_nothing_of_the_last_window_and_all_of_two_windows_ago() -> None:
+    seen = SeenFilter(20_000)
+    blocks = [random_hashes(5_000, seed) for seed in range(20)]
+    for at, block in enumerate(blocks):
+        seen.add(seen.spots(block))
+        seen.count(5_000)
+        for recent in blocks[max(0, at - 3) : at + 1]:
+            assert seen.may_hold(seen.spots(recent)).all()
+    assert seen.may_hold(seen.spots(blocks[0])).mean() < 0.01
+
+
+def test_the_filter_errs_rarely_when_it_is_fullest() -> None:
+    seen = SeenFilter(40_000)
+    seen.add(seen.spots(random_hashes(40_000, 1)))
+    seen.count(40_000)
+    seen.add(seen.spots(random_hashes(39_999, 2)))
+    assert seen.may_hold(seen.spots(random_hashes(100_000, 3))).mean() < 0.01
+
+
+def test_many_ids_in_one_word_are_all_held() -> None:
+    seen = SeenFilter(1000)
+    hashes = random_hashes(500, 1)
+    hashes[0] = 7
+    seen.add(seen.spots(hashes))
+    assert seen.may_hold(seen.spots(hashes)).all()
+
+
+# --- rules, one by one
+
+
+def test_the_first_of_equal_ids_in_a_batch_wins(house: House) -> None:
+    assert house.store("a", "b", "a", "c", "b") == [True, True, False, True, False]
+    assert house.store("c", "d", "a") == [False, True, False]
+
+
+def test_tenants_share_no_ids(house: House) -> None:
+    assert house.store("a") == [True]
+    assert house.store("a", tenant="other") == [True]
+
+
+def test_a_batch_of_nothing_admits_nothing(house: House) -> None:
+    assert house.admit()[1:] == (None, [])
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_duplicate_of_a_pending_id_waits_for_its_outcome(house: House, count: int) -> None:
+    ids = [f"id-{i}" for i in range(count)]
+    first = house.admit(*ids)
+    again = house.admit(*ids, "new")
+    assert first.pending is not None
+    assert again.new.tolist() == [False] * count + [True]
+    assert again.waits == [first.pending]
+    assert not first.pending.future.done()
+    house.dedup.commit(first.pending, 41)
+    assert first.pending.future.result(0) == 41
+    assert house.admit(*ids)[1:] == (None, [])
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_failed_write_makes_its_ids_new_again(house: House, count: int) -> None:
+    ids = [f"id-{i}" for i in range(count)]
+    first = house.admit(*ids)
+    waiting = house.admit(*ids)
+    assert first.pending is not None
+    error = LogWriteError("x", OSError("no"))
+    house.dedup.fail(first.pending, error)
+    assert waiting.waits[0].future.exception(0) is error
+    assert house.store(*ids) == [True] * count
+
+
+def test_waits_name_each_pending_batch_once(house: House) -> None:
+    one, two = house.admit("a"), house.admit(*(f"b{i}" for i in range(20)))
+    found = house.admit("a", "b1", "b2", "a")
+    assert not found.new.any()
+    assert {id(p) for p in found.waits} == {id(one.pending), id(two.pending)}
+    assert len(found.waits) == 2
+
+
+def test_of_many_threads_with_the_same_ids_one_gets_each(house: House) -> None:
+    ids = [f"id-{i}" for i in range(300)]
+    taken: list[np.ndarray[Any, Any]] = []
+    gate = threading.Barrier(4)
+
+    def work(shift: int) -> None:
+        gate.wait()
+        for at in range(0, 300, 10):
+            part = [ids[(at + shift + k) % 300] for k in range(10)]
+            admission = house.admit(*part)
+            if admission.pending is not None:
+                taken.append(admission.pending.hashes)
+                house.dedup.commit(admission.pending, 0)
+
+    threads = [threading.Thread(target=work, args=(50 * k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    every = np.concatenate(taken, axis=1)
+    assert every.shape[1] == len(np.unique(every[0])) == 300
+
+
+def test_ids_that_never_came_about_do_not_blind_the_filter(house: House) -> None:
+    house.store("kept")
+    pending = house.admit("waiting").pending
+    for at in range(25):
+        assert not any(house.known(*(f"lost-{at}-{i}" for i in range(100))))
+    assert house.known("kept", "waiting", "lost-0-0") == [True, True, False]
+    assert pending is not None
+
+
+# --- across segments and starts
+
+
+def fill(house: House, batches: int, size: int = 20, name: str = "e") -> list[str]:
+    ids = [f"{name}-{i}" for i in range(batches * size)]
+    for at in range(0, len(ids), size):
+        assert all(house.store(*ids[at : at + size]))
+    return ids
+
+
+def sidecars(house: House) -> list[Path]:
+    return sorted(house.directory.glob("*.ids"))
+
+
+def test_ids_survive_a_restart_from_files_and_from_the_last_segment(house: House) -> None:
+    ids = fill(house, 30)
+    assert len(house.log.segments) > 3
+    house.restart()
+    assert len(sidecars(house)) == len(house.log.segments) - 1
+    assert house.dedup.reached == 600
+    assert house.store(*ids, "new") == [False] * 600 + [True]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty", "foreign"])
+def test_a_damaged_file_of_ids_is_made_again_from_its_segment(house: House, damage: str) -> None:
+    ids = fill(house, 30)
+    house.close()
+    path = sidecars(house)[1]
+    whole = path.read_bytes()
+    if damage == "flip":
+        path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    elif damage == "cut":
+        path.write_bytes(whole[:-16])
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(sidecars(house)[2].read_bytes())
+    house.open()
+    assert all(house.known(*ids))
+    assert path.read_bytes() == whole
+
+
+def test_another_secret_makes_all_files_again(house: House) -> None:
+    ids = fill(house, 30)
+    house.close()
+    (house.directory / "dedup.key").unlink()
+    before = [path.read_bytes() for path in sidecars(house)]
+    house.open()
+    assert all(house.known(*ids))
+    assert all(old != path.read_bytes() for old, path in zip(before, sidecars(house), strict=True))
+
+
+def test_a_file_that_cannot_be_written_costs_memory_and_nothing_else(house: House) -> None:
+    first_sealed = house.directory / f"{0:020d}.ids.tmp"
+    first_sealed.mkdir()
+    ids = fill(house, 30)
+    house.dedup.close()
+    assert all(house.known(*ids))
+    assert not first_sealed.with_suffix("").exists()
+    first_sealed.rmdir()
+
+
+def test_a_batch_reported_after_its_segment_was_left_is_in_that_segments_file(house: House) -> None:
+    late = house.admit("late")
+    assert late.pending is not None
+    seq = house.log.append([events(["late"])], NOW)[0]
+    fill(house, 12)
+    house.dedup.close()
+    house.log.close()  # as after kill -9: nobody has reported it
+    house.open()
+    assert seq == 0
+    assert len(sidecars(house)) > 1
+    assert house.known("late") == [True]
+
+
+def test_a_late_report_is_known_at_once(house: House) -> None:
+    late = house.admit("late")
+    assert late.pending is not None
+    seq = house.log.append([events(["late"])], NOW)[0]
+    fill(house, 12)
+    house.dedup.commit(late.pending, seq)
+    assert house.known("late") == [True]
+    house.restart()
+    assert house.known("late") == [True]
+
+
+def test_segments_beyond_the_window_are_let_go(tmp_path: Path) -> None:
+    house = House(tmp_path / "p0", window=100)
+    ids = fill(house, 40)
+    assert 100 <= house.dedup.reached < 300
+    floor = house.dedup.floor
+    assert floor > 0
+    assert house.log.trim(floor) == floor
+    assert all(house.known(*ids[-100:]))
+    house.restart()
+    assert house.dedup.floor == floor
+    assert all(house.known(*ids[-100:]))
+    assert not any(house.known(*ids[:100]))
+    house.close()
+
+
+def test_runs_of_a_long_segment_are_merged_and_hold_all(tmp_path: Path) -> None:
+    log = SegmentLog(tmp_path / "p0", disk_reserve_bytes=0)
+    dedup = Deduplicator(log, 1_000_000)
+    parts = [dedup.hashes("t", pa.array([f"{k}-{i}" for i in range(6_000)])) for k in range(20)]
+    for at, part in enumerate(parts):
+        pending = dedup.admit(part).pending
+        assert pending is not None
+        dedup.commit(pending, at)
+    for part in parts:
+        assert not dedup.admit(part).new.any()
+    dedup.close()
+    log.close()
+
+
+# --- against a dictionary
+
+
+class Counted(RuleBasedStateMachine):
+    """Batches, commits, late reports, failures, restarts, trimming and lost files, in any order."""
+
+    WINDOW = 25
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = Path(tempfile.mkdtemp())
+        self.house = House(self.directory / "p0", self.WINDOW)
+        self.waiting: list[tuple[Pending, list[str], str]] = []
+        self.appended: list[tuple[Pending, list[str], str, int]] = []
+        self.logged: list[tuple[str, str]] = []
+        self.reported: list[tuple[str, str]] = []
+
+    def teardown(self) -> None:
+        self.house.close()
+        shutil.rmtree(self.directory)
+
+    @rule(ids=st.lists(st.integers(0, 60), min_size=1, max_size=14), tenant=st.sampled_from(["acme", "other"]))
+    def admit(self, ids: list[int], tenant: str) -> None:
+        texts = [f"id-{i}" for i in ids]
+        found = self.house.admit(*texts, tenant=tenant)
+        on_the_way = {
+            (owner, text): pending for pending, kept, owner, *_ in (*self.waiting, *self.appended) for text in kept
+        }
+        recent = set(self.logged[-self.WINDOW :]) & set(self.reported[-self.WINDOW :])
+        expected_waits = set()
+        for at, text in enumerate(texts):
+            key, new = (tenant, text), bool(found.new[at])
+            if text in texts[:at]:
+                assert not new
+            elif key in on_the_way:
+                assert not new
+                expected_waits.add(id(on_the_way[key]))
+            elif key in recent:
+                assert not new
+            elif key not in self.logged:
+                assert new
+        assert {id(pending) for pending in found.waits} == expected_waits
+        kept = [text for text, new in zip(texts, found.new.tolist(), strict=True) if new]
+        assert (found.pending is None) == (not kept)
+        if found.pending is not None:
+            self.waiting.append((found.pending, kept, tenant))
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def append(self, data: st.DataObject) -> None:
+        pending, kept, tenant = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        seq = self.house.log.append([events(kept, tenant)], NOW)[0]
+        self.logged += [(tenant, text) for text in kept]
+        self.appended.append((pending, kept, tenant, seq))
+
+    @precondition(lambda self: self.appended)
+    @rule(data=st.data())
+    def commit(self, data: st.DataObject) -> None:
+        pending, kept, tenant, seq = self.appended.pop(data.draw(st.integers(0, len(self.appended) - 1)))
+        self.house.dedup.commit(pending, seq)
+        self.reported += [(tenant, text) for text in kept]
+        assert pending.future.result(0) == seq
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def fail(self, data: st.DataObject) -> None:
+        pending, _, _ = self.waiting.pop(data.draw(st.integers(0, len(self.waiting) - 1)))
+        self.house.dedup.fail(pending, LogWriteError("x", OSError()))
+
+    @rule()
+    def idle(self) -> None:
+        self.house.log.append([], NOW)
+
+    @rule(lose=st.sampled_from(["nothing", "one", "all"]))
+    def restart(self, lose: str) -> None:
+        self.house.close()
+        for path in sidecars(self.house)[: {"nothing": 0, "one": 1, "all": None}[lose]]:
+            path.unlink()
+        self.house.open()
+        self.waiting, self.appended, self.reported = [], [], list(self.logged)
+
+    @precondition(lambda self: not self.appended)
+    @rule()
+    def trim(self) -> None:
+        self.house.log.trim(self.house.dedup.floor)
+
+    @invariant()
+    def covered(self) -> None:
+        assert self.house.dedup.reached >= min(self.WINDOW, len(self.reported)) - sum(
+            len(kept) for _, kept, *_ in self.appended
+        )
+
+
+Counted.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+test_deduplication_agrees_with_a_dictionary = Counted.TestCase
