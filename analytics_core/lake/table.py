@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -59,7 +60,7 @@ class Table:
                 )
             self._reload()
         except (DeltaError, OSError) as error:
-            raise StorageError(f"the lake at {root} cannot be opened: {error}") from error
+            raise StorageError(f"the lake at {root} cannot be opened: {_reason(error)}") from error
         self._checkpointed = durable.last_checkpoint(self._log)
 
     @property
@@ -104,7 +105,7 @@ class Table:
         except (DeltaError, OSError) as error:
             if "Concurrent transaction failed" in str(error):
                 return False
-            raise StorageError(f"committing to the lake at {self._root} failed: {error}") from error
+            raise StorageError(f"committing to the lake at {self._root} failed: {_reason(error)}") from error
         return True
 
     def _marks(self, gone: Sequence[LakeFile], position: int | None, retained_at: int | None) -> list[Transaction]:
@@ -135,7 +136,7 @@ class Table:
             try:
                 self._reload()
             except (DeltaError, OSError) as error:
-                raise StorageError(f"the lake at {self._root} cannot be read: {error}") from error
+                raise StorageError(f"the lake at {self._root} cannot be read: {_reason(error)}") from error
 
     def _reload(self) -> None:
         self._delta = DeltaTable(self._root)
@@ -151,7 +152,7 @@ class Table:
             try:
                 self._delta.cleanup_metadata()
             except (DeltaError, OSError) as error:
-                _log.warning("lake_log_cleanup_failed", reason=str(error))
+                _log.warning("lake_log_cleanup_failed", reason=_reason(error))
 
     def _checkpoint(self) -> bool:
         """Nothing depends on a checkpoint, so a failure is no error: the next start reads a longer log."""
@@ -162,7 +163,12 @@ class Table:
             self._delta.create_checkpoint()
             durable.sync_checkpoint(self._log, number)
         except (DeltaError, OSError) as error:
-            _log.warning("lake_checkpoint_failed", number=number, reason=str(error))
+            _log.warning("lake_checkpoint_failed", number=number, reason=_reason(error))
             return False
         self._checkpointed = number
         return True
+
+
+def _reason(error: Exception) -> str:
+    """The library's message on one line, without its terminal colours."""
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())

@@ -129,12 +129,13 @@ class StoreWriter:
 
     def _step(self) -> None:
         self._scan()
-        if self._due():
+        due = self._due()
+        if due:
             self._commit()
-            return
         self._state, self._reason = "active", ""
-        self._wake.wait(_PACE_SECONDS)
-        self._wake.clear()
+        if not due:
+            self._wake.wait(_PACE_SECONDS)
+            self._wake.clear()
 
     def _failed(self, error: Exception, failures: int) -> None:
         first, most = _BACKOFF_SECONDS

@@ -221,7 +221,7 @@ def test_readers_of_many_threads_see_each_event_once_in_order(log: EventLog) -> 
         log.append([events(15), events(5, "other")], NOW)
     for thread in threads:
         thread.join(60)
-    assert found == dict.fromkeys(range(4), list(range(total)))
+    assert found == {reader: list(range(total)) for reader in range(4)}
 
 
 def test_a_reader_of_the_directory_sees_the_same(log: EventLog) -> None:
