@@ -13,19 +13,22 @@ from rich.text import Text
 
 _GOOD: Final = ("active", "running")
 _RATE_SECONDS: Final = 5.0
-_METRICS_SHOWN: Final = 12
+_METRICS_SHOWN: Final = 30
+_METRICS_ABREAST: Final = 3
+_METRICS_IN_A_LINE: Final = 5
 _PAGES: Final = (
     ("plugins", "/api/v1/plugins"),
     ("lanes", "/api/v1/lanes"),
     ("live stream", "/api/v1/stream"),
     ("metrics", "/api/analytics/metrics"),
     ("health", "/api/analytics/health"),
+    ("everything", "/"),
 )
 
 
 @dataclass
 class View:
-    """``lanes`` as GET /api/v1/lanes gives them; ``metrics``: latest value by name, newest last.
+    """``lanes`` as GET /api/v1/lanes gives them; ``metrics``: latest value by name.
 
     ``refused`` counts requests that were answered "busy" and sent again.
     """
@@ -63,7 +66,6 @@ class View:
     def note_metric(self, name: str, value: float, labels: dict[str, Any]) -> None:
         """A value that was pushed; those with labels are parts of another one and are left out."""
         if not labels:
-            self.metrics.pop(name, None)
             self.metrics[name] = value
 
 
@@ -106,13 +108,17 @@ def _lanes(view: View) -> RenderableType:
 
 
 def _metrics(view: View) -> RenderableType:
-    metrics = Table(box=None, pad_edge=False, header_style="bold")
-    metrics.add_column("metric, this window")
-    metrics.add_column("value", justify="right")
-    for name in sorted(list(view.metrics)[-_METRICS_SHOWN:]):
-        metrics.add_row(Text(name), _number(view.metrics[name]))
     if not view.metrics:
-        metrics.add_row(Text("(the first come with the first checkpoint)", style="dim"), "")
+        return Text("no metrics yet", style="dim")
+    metrics = Table(box=None, pad_edge=False, header_style="bold")
+    for _ in range(_METRICS_ABREAST):
+        metrics.add_column("metric, its window so far")
+        metrics.add_column("value", justify="right")
+    cells = [
+        cell for name in sorted(view.metrics)[:_METRICS_SHOWN] for cell in (Text(name), _number(view.metrics[name]))
+    ]
+    for start in range(0, len(cells), 2 * _METRICS_ABREAST):
+        metrics.add_row(*cells[start : start + 2 * _METRICS_ABREAST])
     return metrics
 
 
@@ -122,8 +128,10 @@ def _insights(view: View) -> RenderableType:
 
 
 def _foot(view: View) -> Text:
-    pages = "   ".join(f"{name} {view.url}{path}" for name, path in _PAGES)
-    return Text.assemble(("open  ", "bold"), pages, "\n", ("stop  ", "bold"), "Ctrl-C")
+    foot = Text("open\n", style="bold")
+    for name, path in _PAGES:
+        foot.append(f"  {name:12} {view.url}{path}\n", style="not bold")
+    return foot.append("stop").append("  Ctrl-C", style="not bold")
 
 
 def line(view: View) -> str:
@@ -131,7 +139,7 @@ def line(view: View) -> str:
     lanes = ", ".join(f"{lane.get('name')} {lane.get('state')} lag {lane.get('lag')}" for lane in view.lanes)
     counts = f"{view.accepted:,} accepted, {view.duplicates:,} duplicates, {view.rejected:,} rejected"
     said = f"{view.rate:,.0f} events/s, {counts}"
-    metrics = ", ".join(f"{name} {_number(view.metrics[name])}" for name in list(view.metrics)[-3:])
+    metrics = ", ".join(f"{name} {_number(view.metrics[name])}" for name in sorted(view.metrics)[:_METRICS_IN_A_LINE])
     return " | ".join(part for part in (said, lanes, metrics) if part)
 
 

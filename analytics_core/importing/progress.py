@@ -1,4 +1,4 @@
-"""How far an import came, kept in ``<data dir>/imports/<file hash>.json``, so that a rerun goes on where it stopped.
+"""How far an import came, kept in ``<data dir>/imports/<file hash>-<target hash>.json``: a rerun goes on from there.
 
 Nothing depends on it being exact: rows that are sent again carry the same ``messageId`` and are dropped as duplicates.
 """
@@ -43,19 +43,18 @@ def fingerprint(path: Path) -> str:
 
 
 class ProgressFile:
-    """The record of one file's content, sent to one server."""
+    """The record of one file's content, sent to one server by one caller: another key may be of another tenant."""
 
-    def __init__(self, data_dir: Path, content: str, target: str) -> None:
-        self.path = data_dir / "imports" / f"{content}.json"
-        self._target = target
+    def __init__(self, data_dir: Path, content: str, target: str, api_key: str = "") -> None:
+        whom = hashlib.sha256(f"{target}\n{api_key}".encode()).hexdigest()[:8]
+        self.path = data_dir / "imports" / f"{content}-{whom}.json"
 
     def read(self) -> Progress | None:
-        """What an earlier run left for this server; None when there is none that can be read."""
+        """What an earlier run left; None when there is nothing that can be read."""
         try:
-            found = msgspec.json.decode(self.path.read_bytes(), type=Progress)
+            return msgspec.json.decode(self.path.read_bytes(), type=Progress)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        return found if found.target == self._target else None
 
     def write(self, progress: Progress) -> None:
         """Replace the record in one step."""
@@ -66,4 +65,4 @@ class ProgressFile:
 
 
 Report = Callable[[Progress, int], None]
-"""Called after each acknowledged request with the progress so far and the file position it stands for."""
+"""Called at the start and after each acknowledged request: the progress so far, and the file position it stands for."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -94,10 +95,8 @@ class FileImport:
 
     def preview(self, count: int = 5) -> list[str]:
         """The first events as they would be sent, without the line ends."""
-        for chunk in self.chunks():
-            if len(chunk.events):
-                return [event.rstrip("\n") for event in chunk.events[:count].to_pylist()]
-        return []
+        events = (event for chunk in self.chunks() for event in chunk.events.to_pylist())
+        return [event.rstrip("\n") for event in islice(events, count)]
 
     async def run(
         self,
@@ -120,7 +119,7 @@ class FileImport:
         :raises ServerRefusedError: when the server does not take the requests.
         :raises ImportFileError: where the file cannot be read on; what came before is in.
         """
-        record = ProgressFile(data_dir, self.content, url)
+        record = ProgressFile(data_dir, self.content, url, api_key)
         progress = self._begin(record, url, restart)
         summary = Summary(progress=progress, skipped=progress.rows)
         if progress.complete:
@@ -129,6 +128,7 @@ class FileImport:
         async with aiohttp.ClientSession(timeout=timeout) as session:
             sender = Sender(session, url, api_key, patience=patience)
             await sender.check()
+            report(progress, 0)
             ledger = _Ledger(record, summary, report, rejects)
             try:
                 await _pump(self.chunks(progress.rows), sender, ledger)

@@ -74,13 +74,16 @@ class Ingest:
     async def _open(self) -> None:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_post("/api/v1/events", self._post)
-        app.router.add_get("/healthz", lambda _request: _done())
+        app.router.add_get("/healthz", self._healthz)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
         assert site._server is not None
         self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.Response()
 
     async def _post(self, request: web.Request) -> web.Response:
         assert request.content_type == "application/x-ndjson"
@@ -101,10 +104,6 @@ class Ingest:
         self.after(number, request)
         reply = {"accepted": len(fresh), "duplicates": len(good) - len(fresh), "rejected": rejected, "seq": 1}
         return web.json_response(reply, status=202 if good else 422)
-
-
-async def _done() -> web.Response:
-    return web.Response()
 
 
 def problem(status: int, detail: str, **headers: str) -> web.Response:
@@ -180,6 +179,13 @@ def test_a_copy_elsewhere_is_the_same_file_and_another_server_is_not(server: Ing
         assert run(path, other, tmp_path).accepted == 300
     finally:
         other.stop()
+
+
+def test_another_key_may_be_of_another_tenant(server: Ingest, tmp_path: Path) -> None:
+    path = clickstream(tmp_path / "c.csv.gz", 300)
+    run(path, server, tmp_path, api_key="a")
+    assert run(path, server, tmp_path, api_key="b").skipped == 0
+    assert run(path, server, tmp_path, api_key="a").skipped == 300
 
 
 def test_another_mapping_of_the_same_file_is_refused_until_insisted_upon(server: Ingest, tmp_path: Path) -> None:
@@ -374,7 +380,7 @@ def test_the_command_sends_the_key_and_reports_repetition(server: Ingest, tmp_pa
     assert first.exit_code == 0, first.stderr
     assert first.stdout == "50 accepted, 0 duplicates, 0 rejected\n"
     assert {headers["X-API-Key"] for headers in server.headers} == {"secret"}
-    second = command(path, server, tmp_path)
+    second = command(path, server, tmp_path, "--api-key", "secret")
     assert "all 50 rows of this file were imported before (50 accepted); nothing was sent" in second.stdout
     assert "secret" not in next((tmp_path / "data" / "imports").iterdir()).read_text()
 
