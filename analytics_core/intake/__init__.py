@@ -1,19 +1,21 @@
 """The acknowledgement path (DESIGN §5): one way in for every protocol, and 2xx only for what is on disk.
 
-    bytes -> decode -> group (one per tenant and source and turn of the loop) -> check -> drop duplicates -> enrich
-          -> committer -> outcome of each request
+    bytes -> decode -> group -> check -> drop duplicates -> enrich -> committer -> outcome of each request
 
-Requests that arrive in the same turn of the event loop share one `Group`, so the fixed cost of columns, hashes and
-frames is paid once for all of them.
+Requests of one tenant and source share a `Group`, so the fixed cost of columns, hashes and frames is paid once for all
+of them. A quiet host groups what came in the same turn of the loop; while two groups are under way, what arrives waits
+for the next, so that groups grow with the load and nobody waits on an idle host.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +33,7 @@ from analytics_core.records import Outcome
 
 _INFLATE_ON_LOOP = 1 << 16
 _GROUP_EVENTS = 16_384
+_UNDER_WAY = 2
 
 
 class Enricher(Protocol):
@@ -59,7 +62,8 @@ class Intake:
         self._clock = clock
         self._committer = Committer(log, clock)
         self._ids = Ids()
-        self._open: dict[tuple[str, str], list[Submission]] = {}
+        self._open: dict[tuple[str, str], deque[Submission]] = {}
+        self._under_way: Counter[tuple[str, str]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._queued_bytes = 0
         self._last_received = 0
@@ -155,30 +159,36 @@ class Intake:
         return self._last_received
 
     def _join_group(self, submission: Submission, tenant: str, source: str) -> None:
-        if not self._open:
-            asyncio.get_running_loop().call_soon(self._close_groups)
-        self._open.setdefault((tenant, source), []).append(submission)
+        key = (tenant, source)
+        waiting = self._open.get(key)
+        if waiting is None:
+            waiting = self._open[key] = deque()
+            if self._under_way[key] < _UNDER_WAY:
+                asyncio.get_running_loop().call_soon(self._close_group, key)
+        waiting.append(submission)
 
-    def _close_groups(self) -> None:
-        opened, self._open = self._open, {}
-        for (tenant, source), submissions in opened.items():
-            for part in _parts(submissions):
-                group = Group(part, tenant, source, self._settings.max_event_bytes, self._ids)
-                self.clamped += group.clamped
-                task = asyncio.ensure_future(group.run(self._dedup, self._enricher, self._committer))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+    def _close_group(self, key: tuple[str, str]) -> None:
+        """Send off what waits under ``key``, up to about `_GROUP_EVENTS`; the rest goes with the next group."""
+        waiting = self._open.get(key)
+        if not waiting or self._under_way[key] >= _UNDER_WAY:
+            return
+        submissions = []
+        size = 0
+        while waiting and size < _GROUP_EVENTS:
+            submissions.append(waiting.popleft())
+            size += len(submissions[-1].decoded.events)
+        if not waiting:
+            del self._open[key]
+        group = Group(submissions, *key, self._settings.max_event_bytes, self._ids)
+        self.clamped += group.clamped
+        self._under_way[key] += 1
+        task = asyncio.ensure_future(group.run(self._dedup, self._enricher, self._committer))
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._group_done, key))
 
-
-def _parts(submissions: list[Submission]) -> Iterator[list[Submission]]:
-    """Cut what came in one turn so that no group is much over `_GROUP_EVENTS`."""
-    part: list[Submission] = []
-    size = 0
-    for submission in submissions:
-        part.append(submission)
-        size += len(submission.decoded.events)
-        if size >= _GROUP_EVENTS:
-            yield part
-            part, size = [], 0
-    if part:
-        yield part
+    def _group_done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._under_way[key] -= 1
+        if not self._under_way[key]:
+            del self._under_way[key]
+        self._close_group(key)

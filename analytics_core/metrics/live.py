@@ -6,7 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from analytics_core.events import MINUTE, EventBatch, micros
 from analytics_core.lanes.live_metrics import Change
+from analytics_core.metrics.accumulators import Accumulator, accumulator
 from analytics_core.metrics.definition import Definition
 from analytics_core.metrics.filters import Field
-from analytics_core.sketches import HistogramSketch, UniqueSketch, hash_strings
 
 MAX_LABELS: Final = 100
 """Label combinations of one metric in one window; further ones count in the total alone."""
@@ -26,92 +26,6 @@ MAX_NAMES: Final = 5_000
 
 Labels = tuple[tuple[str, str], ...]
 Series = tuple[str, Labels]
-
-
-class Accumulator(Protocol):
-    """The figure of one window so far. ``merge`` is associative and commutative."""
-
-    def add(self, values: Any) -> None: ...
-
-    def value(self) -> float | None: ...
-
-
-class Tally:
-    """A number of events, or the sum, mean, least or greatest of their values (float64, shape ``(n,)``)."""
-
-    __slots__ = ("aggregate", "count", "high", "low", "total")
-
-    def __init__(self, aggregate: str) -> None:
-        self.aggregate = aggregate
-        self.count = 0
-        self.total = 0.0
-        self.low = np.inf
-        self.high = -np.inf
-
-    def add(self, values: npt.NDArray[np.float64]) -> None:
-        self.count += len(values)
-        if len(values) and self.aggregate != "count":
-            self.total += float(values.sum())
-            self.low = min(self.low, float(values.min()))
-            self.high = max(self.high, float(values.max()))
-
-    def merge(self, other: Tally) -> None:
-        self.count += other.count
-        self.total += other.total
-        self.low = min(self.low, other.low)
-        self.high = max(self.high, other.high)
-
-    def value(self) -> float | None:
-        if self.aggregate in ("count", "sum"):
-            return float(self.count) if self.aggregate == "count" else self.total
-        if not self.count:
-            return None
-        return {"avg": self.total / self.count, "min": self.low, "max": self.high}[self.aggregate]
-
-
-class Distinct:
-    """How many distinct values, within 1.6 %; exact while they are few."""
-
-    __slots__ = ("sketch",)
-
-    def __init__(self) -> None:
-        self.sketch = UniqueSketch()
-
-    def add(self, values: pa.Array) -> None:
-        self.sketch.add(hash_strings(values))
-
-    def merge(self, other: Distinct) -> None:
-        self.sketch.merge(other.sketch)
-
-    def value(self) -> float:
-        return float(round(self.sketch.estimate()))
-
-
-class Quantile:
-    """A percentile of the values, within 1 % of the value."""
-
-    __slots__ = ("share", "sketch")
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-        self.sketch = HistogramSketch()
-
-    def add(self, values: npt.NDArray[np.float64]) -> None:
-        self.sketch.add(values)
-
-    def merge(self, other: Quantile) -> None:
-        self.sketch.merge(other.sketch)
-
-    def value(self) -> float | None:
-        return self.sketch.quantile(self.share) if self.sketch.count else None
-
-
-def accumulator(definition: Definition) -> Accumulator:
-    if definition.aggregate == "unique":
-        return Distinct()
-    if definition.quantile is not None:
-        return Quantile(definition.quantile)
-    return Tally(definition.aggregate)
 
 
 class _Tenant:
@@ -243,14 +157,19 @@ class LiveWindows:
         for labels, rows in _label_groups(definition, batch):
             self._accumulate(state, minute, definition, labels, values.take(rows))
 
-    def _accumulate(self, state: _Tenant, minute: int, definition: Definition, labels: Labels, values: Any) -> None:
+    def _accumulate(
+        self, state: _Tenant, minute: int, definition: Definition, labels: Labels, values: pa.Array
+    ) -> None:
+        present = _present(values)
+        if not len(present):
+            return
         window = state.windows.setdefault(minute, {})
         series = (definition.name, labels)
         if series not in window:
             if labels and sum(name == definition.name for name, _ in window) > MAX_LABELS:
                 return
             window[series] = accumulator(definition)
-        window[series].add(_present(values))
+        window[series].add(present)
         state.touched.add((minute, series))
 
 

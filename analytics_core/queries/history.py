@@ -19,6 +19,7 @@ from analytics_core.lake import EventStore
 from analytics_core.log import LogReader
 from analytics_core.metrics.filters import Field, Filter
 from analytics_core.queries.reader import Limits, MetricSource, Reader, ReaderSpec, read_tail
+from analytics_core.queries.tail import TailCache
 from analytics_core.records import TimeRange
 
 ALL_TIME: Final = TimeRange(datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
@@ -62,6 +63,7 @@ class History:
         self._store = store
         self._directory = log_directory or getattr(log, "directory", None)
         self._limits = limits
+        self._tails = TailCache(log)
 
     def reader(
         self,
@@ -92,7 +94,7 @@ class History:
         with ExitStack() as stack:
             leased = stack.enter_context(self._store.lease(tenant, range.start, range.end))
             durable = max(self._log.durable, leased.position)
-            tail = read_tail(self._log, tenant, leased.position, durable)
+            tail = self._tails.read(tenant, leased.position, durable)
             spec = ReaderSpec(
                 files=tuple(str(Path(file).absolute()) for file in leased.files),
                 position=leased.position,

@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from analytics_core.errors import ParameterError, near
-from analytics_core.events import moment
+from analytics_core.events import EARLIEST, moment
 from analytics_core.metrics.buckets import instant, zone_named
 from analytics_core.records import TimeRange
 
 _SPAN: Final = re.compile(r"([1-9]\d{0,4})\s*([mhdw])")
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_EARLIEST: Final = moment(EARLIEST)
 _KEYS: Final = ("start", "end")
 
 
@@ -27,10 +28,8 @@ def time_range(given: Any, timezone: str, now: datetime, parameter: str = "timeR
         found = _SPAN.fullmatch(given.strip())
         if not found:
             raise ParameterError(parameter, f"{given[:64]!r} is no span; valid are such as '7d', '24h', '30m', '4w'")
-        try:
-            return TimeRange(now - timedelta(**{_UNITS[found[2]]: int(found[1])}), now, timezone)
-        except OverflowError:
-            raise ParameterError(parameter, f"{given[:64]!r} is longer than time itself") from None
+        span = timedelta(**{_UNITS[found[2]]: int(found[1])})
+        return TimeRange(now - min(span, now - _EARLIEST), now, timezone)
     if not isinstance(given, dict) or not isinstance(given.get("start"), str):
         raise ParameterError(parameter, 'must be a span such as "7d" or an object {"start", "end"} of times')
     for key in given:

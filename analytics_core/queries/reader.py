@@ -116,6 +116,7 @@ class Reader:
         self._spec = spec
         self._resources = resources
         self._lock = threading.Lock()
+        self._closing = False
         self.watermark = tail.watermark
         """The log's clock at the snapshot's end; None when the log holds nothing."""
         try:
@@ -146,6 +147,8 @@ class Reader:
         :raises QueryError: for anything but one SELECT, an error of DuckDB, and a query over its time or memory.
         """
         with self._lock, self._guarded():
+            if self._closing:
+                raise QueryError("this reader is closed")
             statements = self._connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise QueryError("only one SELECT statement can be run")
@@ -183,9 +186,13 @@ class Reader:
             raise QueryError(str(error)) from error
 
     def close(self) -> None:
-        """Release the snapshot. May be called twice."""
-        self._connection.close()
-        self._resources.close()
+        """End what runs, wait for that, and release the snapshot. May be called twice, from any thread."""
+        if not self._closing:
+            self._closing = True
+            self._connection.interrupt()
+        with self._lock:
+            self._connection.close()
+            self._resources.close()
 
     def __enter__(self) -> Reader:
         return self

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -16,7 +17,18 @@ import structlog
 from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError, NotFoundError, OverloadedError, ParameterError
-from analytics_core.events import Columns, Event, EventBatch, micros, moment, placed, read_times, texts, to_batch
+from analytics_core.events import (
+    MINUTE,
+    Columns,
+    Event,
+    EventBatch,
+    micros,
+    moment,
+    placed,
+    read_times,
+    texts,
+    to_batch,
+)
 from analytics_core.queries.analyses import jsonable
 from analytics_core.queries.points import merge
 from analytics_core.queries.sessions import read_events
@@ -26,6 +38,8 @@ from analytics_core.state import Point, StateStore
 KIND: Final = "analysis"
 SOURCE: Final = "submission"
 MAX_RUNNING: Final = 8
+MAX_STEPS: Final = 500
+_STEP: Final = 10 * MINUTE
 
 _log = structlog.get_logger(__name__)
 
@@ -172,7 +186,7 @@ class Submissions:
         started = asyncio.get_running_loop().time()
         try:
             batch = await self._enriched(await asyncio.to_thread(as_batch, events, tenant, self._clock()))
-            found = await self._host.fold_once(analysis.type, [batch])
+            found = await self._host.fold_once(analysis.type, replayed(batch))
             analysis.insights = jsonable(list(found.insights))
             analysis.patterns = jsonable(list(found.patterns))
             analysis.metrics = await asyncio.to_thread(figures, found.metrics)
@@ -202,10 +216,12 @@ class Submissions:
 
 
 def as_batch(events: Sequence[Event], tenant: str, now: datetime) -> EventBatch:
-    """Checked events as one batch in order of time, positions from 0; the watermark is the latest of them and now."""
+    """Checked events as one batch in order of time, as if each had been received when it happened; positions from 0.
+
+    The log says when they were really received, which for a fold would make all of them late.
+    """
     columns = Columns.of(events)
-    received = np.full(len(events), micros(now), np.int64)
-    at = read_times(columns.timestamp, received).at
+    at = read_times(columns.timestamp, np.full(len(events), micros(now), np.int64)).at
     batch = to_batch(
         columns,
         tenant=tenant,
@@ -213,11 +229,24 @@ def as_batch(events: Sequence[Event], tenant: str, now: datetime) -> EventBatch:
         properties=texts(columns.properties),
         context=texts(columns.context),
         at=at,
-        received_at=received,
+        received_at=at,
         source=SOURCE,
     )
     ordered = batch.take(pa.array(np.argsort(at, kind="stable")))
-    return EventBatch(placed(ordered, 0), tenant, moment(max(int(at.max()), micros(now))))
+    return EventBatch(placed(ordered, 0), tenant, moment(int(at.max())))
+
+
+def replayed(batch: EventBatch) -> list[EventBatch]:
+    """The batch cut into at most `MAX_STEPS` stretches of time, each with the watermark of its last event."""
+    at = batch.column("timestamp").view(pa.int64()).to_numpy()
+    if not len(at):
+        return [batch]
+    length = max(_STEP, -(-int(at[-1] - at[0] + 1) // MAX_STEPS))
+    cuts = [0, *(np.flatnonzero(np.diff((at - at[0]) // length)) + 1).tolist(), len(at)]
+    return [
+        EventBatch(batch.record_batch.slice(low, high - low), batch.tenant, moment(int(at[high - 1])))
+        for low, high in pairwise(cuts)
+    ]
 
 
 def figures(metrics: Iterable[Metric]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Shop:
         return found["value"], [point["value"] for point in found["points"]]
 
 
-@pytest.fixture()
+@pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
     made = Shop(tmp_path)
     made.post(

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from analytics_core.errors import ClashError, ManifestError, NotFoundError
 from analytics_core.events import EventBatch
 from analytics_core.manifest import MetricManifest, read_deployment
+from analytics_core.metrics.accumulators import Distinct, Quantile, Tally, accumulator
 from analytics_core.metrics.buckets import buckets
 from analytics_core.metrics.definition import Definition, PluginMetric, define, look_up
-from analytics_core.metrics.live import Distinct, LiveWindows, Quantile, Tally, accumulator
+from analytics_core.metrics.live import LiveWindows
 from analytics_core.queries.figures import over_events
 from analytics_core.testing import MemoryReader, batch
 
