@@ -99,12 +99,10 @@ async def open_services(settings: Settings, stack: AsyncExitStack) -> Services:
     outbox.start()
     stack.push_async_callback(asyncio.to_thread, outbox.stop)
 
-    host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake)
+    host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake, backlog=lake.read)
     await host.start()
     stack.push_async_callback(host.close)
-    writer = StoreWriter(
-        log, lake, storage, dedup_floor=lambda: dedup.floor, policy=_retention(settings, deployment)
-    )
+    writer = StoreWriter(log, lake, storage, dedup_floor=lambda: dedup.floor, policy=_retention(settings, deployment))
     writer.start()
     stack.push_async_callback(asyncio.to_thread, writer.stop)
 

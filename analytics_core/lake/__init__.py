@@ -10,6 +10,8 @@ from typing import Protocol
 import pyarrow as pa
 from msgspec import Struct
 
+from analytics_core.events import EventBatch
+
 
 class Snapshot(Struct, frozen=True):
     """One leased version: immutable files that hold exactly the events below ``position``.
@@ -51,6 +53,16 @@ class EventStore(Protocol):
         self, tenant: str, start: datetime | None = None, end: datetime | None = None
     ) -> AbstractContextManager[Snapshot]:
         """The current version, kept from vacuum while the context is open."""
+        ...
+
+    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
+        """The stored events from position ``start`` on in order of ``seq``, one batch a tenant, and where to go on.
+
+        This is `log.LogReader.read` for positions that the log has trimmed: ``([], start)`` when ``start`` is not below
+        ``position``. Events that retention has dropped are not there.
+
+        :raises StorageError: when the events cannot be read.
+        """
         ...
 
     def compact(self, should_stop: Callable[[], bool] = lambda: False) -> int:

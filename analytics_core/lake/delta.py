@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from itertools import count
@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 
 from analytics_core.config import MB
 from analytics_core.errors import RetentionHeldError, StorageError
-from analytics_core.events import micros
+from analytics_core.events import EventBatch, micros
 from analytics_core.lake import RetentionPolicy, Snapshot, compact, retention
-from analytics_core.lake.files import LakeFile, needed, partitions, scan, write_files
+from analytics_core.lake.files import LakeFile, TableVersion, needed, partitions, scan, write_files
+from analytics_core.lake.log_order import read_window
 from analytics_core.lake.table import Table
 
 _ATTEMPTS: Final = 5
@@ -63,9 +64,21 @@ class DeltaStore:
         """The files of the current version for events with ``start <= timestamp < end``, kept while it is open."""
         low = None if start is None else micros(start)
         high = None if end is None else micros(end)
+        with self._held(lambda version: needed(version.files.get(tenant, ()), low, high)) as snapshot:
+            yield snapshot
+
+    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
+        """`EventStore.read`. The window is ``max_rows`` positions wide, so it may hold fewer events, or none."""
+        with self._held(TableVersion.all_files) as snapshot:
+            end = min(start + max_rows, snapshot.position)
+            return (read_window(snapshot.files, start, end), end) if start < end else ([], start)
+
+    @contextmanager
+    def _held(self, choose: Callable[[TableVersion], Iterable[LakeFile]]) -> Iterator[Snapshot]:
+        """The chosen files of the current version, kept from vacuum while it is open."""
         with self._leasing:
             version = self._table.current
-            files = [f"{self._root}/{file.path}" for file in needed(version.files.get(tenant, ()), low, high)]
+            files = [f"{self._root}/{file.path}" for file in choose(version)]
             ticket = next(self._tickets)
             self._leases[ticket] = files
         try:

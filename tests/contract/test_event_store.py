@@ -390,3 +390,35 @@ def test_micros_of_the_snapshot_are_exact(store: EventStore) -> None:
     with store.lease("acme", edge, edge + timedelta(microseconds=1)) as snapshot:
         assert read(snapshot.files).column("seq").to_pylist() == [1]
     assert micros(edge) - micros(NOON) == 1
+
+
+@given(st.data())
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_history_is_read_in_log_order_in_windows(backend: Callable[[Path], EventStore], data: st.DataObject) -> None:
+    seqs = sorted(data.draw(st.sets(st.integers(0, 200), min_size=1, max_size=60)))
+    tenants = [data.draw(st.sampled_from(["acme", "globex"])) for _ in seqs]
+    with TemporaryDirectory() as folder:
+        store = backend(Path(folder))
+        cut = data.draw(st.integers(0, len(seqs)))
+        for part, upto in ((slice(0, cut), seqs[cut] if cut < len(seqs) else 201), (slice(cut, None), 201)):
+            listed = list(zip(seqs[part], tenants[part], strict=True))
+            rows = [events([seq], NOON + timedelta(seconds=seq), tenant=tenant) for seq, tenant in listed]
+            store.append(pa.concat_tables(rows) if rows else events([]), upto)
+        if data.draw(st.booleans()):
+            store.compact()
+        width = data.draw(st.integers(1, 250))
+        found: list[tuple[int, str]] = []
+        at = 0
+        while at < store.position:
+            batches, after = store.read(at, width)
+            assert after == min(at + width, store.position)
+            for batch in batches:
+                inside = batch.column("seq").to_pylist()
+                assert inside == sorted(inside)
+                assert batch.record_batch.schema == SCHEMA
+                assert batch.watermark >= max(batch.column("received_at").to_pylist())
+                found += [(seq, batch.tenant) for seq in inside]
+            at = after
+        assert sorted(found) == list(zip(seqs, tenants, strict=True))
+        assert store.read(at) == ([], at)
+        store.close()
