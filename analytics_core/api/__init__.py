@@ -89,8 +89,12 @@ def build(services: Services) -> web.Application:
             app.router.add_get(operation.path, handler, allow_head=not operation.key_in_query)
         else:
             app.router.add_post(operation.path, handler)
-    app.on_response_prepare.append(problems.identify_response)
-    app.on_response_prepare.append(origins.mark)
+
+    async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> None:
+        problems.identify_response(request, response)
+        origins.mark(request, response)
+
+    app.on_response_prepare.append(prepare)
     socket = SocketEndpoint(services, authenticator, origins) if services.settings.live.enabled else None
     if socket is not None:
         socket.attach(app)

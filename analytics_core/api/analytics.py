@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
+import msgspec
 from aiohttp import web
 from msgspec import UNSET, Struct, UnsetType
 
@@ -14,12 +14,9 @@ from analytics_core.api.auth import Identity
 from analytics_core.api.operations import Content, Operation, Parameter, read_json, reply
 from analytics_core.api.services import Services
 from analytics_core.errors import NotFoundError, ParameterError
-from analytics_core.events import moment
-from analytics_core.metrics.buckets import instant
 from analytics_core.queries.filters import parse_filters
+from analytics_core.queries.ranges import time_range
 
-_UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGO: Final = re.compile(r"(\d{1,5})([mhdw])")
 EVENTS: Final = "events"
 
 
@@ -35,20 +32,16 @@ class Submitted(Struct, frozen=True, rename="camel"):
     analysis_id: str
 
 
-class Between(Struct, frozen=True):
-    """``[start, end)``: dates or ISO 8601, local to ``timezone`` when they have no offset."""
-
-    start: str | None = None
-    end: str | None = None
-    timezone: str = "UTC"
-
-
 class HistoryQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """``type`` is ``events`` or a plugin; ``records`` says whether its events or what it found are meant."""
+    """``type`` is ``events`` or a plugin; ``records`` says whether events or what the plugin found are meant.
+
+    ``timeRange``: a span up to now ("7d", "24h") or {start, end}, end exclusive; ``events`` keeps only these names.
+    """
 
     type: str = EVENTS
     records: Literal["events", "insights", "patterns"] = "events"
-    time_range: Between | str | None = None
+    time_range: dict[str, Any] | str | None = None
+    timezone: str = "UTC"
     filters: dict[str, Any] | list[dict[str, Any]] | None = None
     limit: int = 100
     cursor: str | None = None
@@ -78,30 +71,32 @@ async def result(request: web.Request, services: Services, identity: Identity) -
 async def query(request: web.Request, services: Services, identity: Identity) -> web.Response:
     asked = await read_json(request, services, HistoryQuery)
     plugins = {view.name for view in services.host.views()}
-    if asked.type != EVENTS and asked.type not in plugins:
+    plugin = asked.type.replace("_", "-")
+    if plugin != EVENTS and plugin not in plugins:
         raise NotFoundError("type", asked.type, {EVENTS, *plugins})
     if not 1 <= asked.limit <= 1000:
         raise ParameterError("limit", f"{asked.limit} is outside 1..1000")
     ask = _events if asked.records == EVENTS else _records
-    return reply(await asyncio.to_thread(ask, services, asked, identity.tenant))
+    return reply(await asyncio.to_thread(ask, services, asked, plugin, identity.tenant))
 
 
-def _events(services: Services, asked: HistoryQuery, tenant: str) -> HistoryPage:
-    start, end = _range(asked.time_range)
+def _events(services: Services, asked: HistoryQuery, _: str, tenant: str) -> HistoryPage:
+    given = asked.time_range
+    span = None if given is None else time_range(given, asked.timezone, datetime.now(UTC))
     page = services.history.page(
         tenant,
-        start=start,
-        end=end,
+        start=span.start if span else None,
+        end=span.end if span else None,
         filters=parse_filters(asked.filters),
         limit=asked.limit,
         cursor=asked.cursor,
         names=None if asked.events is UNSET else asked.events,
-        asked=asked.time_range if isinstance(asked.time_range, str) else "",
+        asked="" if span is None else msgspec.json.encode([given, asked.timezone]).decode(),
     )
     return HistoryPage(True, page["rows"], page["next_cursor"])
 
 
-def _records(services: Services, asked: HistoryQuery, tenant: str) -> HistoryPage:
+def _records(services: Services, asked: HistoryQuery, plugin: str, tenant: str) -> HistoryPage:
     """Insights or patterns as stored, oldest change first; the cursor is the last one's ``seq``."""
     if asked.filters or asked.time_range:
         raise ParameterError("filters" if asked.filters else "timeRange", "is for events; records are paged whole")
@@ -110,30 +105,11 @@ def _records(services: Services, asked: HistoryQuery, tenant: str) -> HistoryPag
     rows = services.state.records(
         tenant,
         "insight" if asked.records == "insights" else "pattern",
-        lane=None if asked.type == EVENTS else asked.type,
+        lane=None if plugin == EVENTS else plugin,
         after=int(asked.cursor or 0),
         limit=asked.limit,
     )
     return HistoryPage(True, rows, str(rows[-1]["seq"]) if len(rows) == asked.limit else None)
-
-
-def _range(given: Between | str | None) -> tuple[datetime | None, datetime | None]:
-    """``7d`` and the like end now; a side that is not given is open."""
-    if given is None:
-        return None, None
-    if isinstance(given, str):
-        ago = _AGO.fullmatch(given)
-        if ago is None:
-            raise ParameterError("timeRange", f"{given[:40]!r} is no range; valid are {{start, end}}, 30m, 24h, 7d, 4w")
-        now = datetime.now(UTC)
-        return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}), now
-    start, end = (
-        moment(instant(text, given.timezone, f"timeRange.{name}")) if text else None
-        for name, text in (("start", given.start), ("end", given.end))
-    )
-    if start and end and end <= start:
-        raise ParameterError("timeRange.end", f"{given.end} is not after {given.start}; it is exclusive")
-    return start, end
 
 
 OPERATIONS: Final = (

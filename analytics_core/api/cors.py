@@ -32,8 +32,8 @@ class Origins:
             return True
         return urlsplit(origin).netloc == environ.get("HTTP_HOST")
 
-    async def mark(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """``on_response_prepare``: tell the browser that this origin may read the answer, streams too."""
+    def mark(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Tell the browser that this origin may read the answer, streams too."""
         origin = request.headers.get("Origin")
         if origin is None or "Access-Control-Allow-Origin" in response.headers:
             return

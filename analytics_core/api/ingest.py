@@ -12,7 +12,7 @@ from analytics_core.api.auth import Authenticator, Identity, credential
 from analytics_core.api.operations import AiohttpHandler, Content, Operation, Parameter, read_body, read_inflated
 from analytics_core.api.problems import INGEST_PATH
 from analytics_core.api.services import Services
-from analytics_core.errors import MalformedBodyError, OverloadedError, RejectedError
+from analytics_core.errors import HookFailedError, MalformedBodyError, OverloadedError, RejectedError
 from analytics_core.events import Event, EventBatch, FieldError
 from analytics_core.records import Outcome, Request
 
@@ -112,8 +112,10 @@ async def _adapt(request: web.Request, services: Services, identity: Identity, p
     )
     try:
         events = await services.host.ingest(plugin, asked)
-    except ValueError as problem:
-        raise MalformedBodyError(str(problem)) from None
+    except HookFailedError as failure:
+        if isinstance(failure.__cause__, ValueError):  # how an adapter says that the client is wrong
+            raise MalformedBodyError(str(failure.__cause__)) from failure
+        raise
     outcome = await _store(events, services, identity, plugin)
     answer = await services.host.reply(plugin, asked, outcome)
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)

@@ -22,7 +22,7 @@ REQUEST_ID: Final = "X-Request-Id"
 _GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _PREFIX: Final = secrets.token_hex(6)
 _NUMBERS: Final = count(1)
-_KEY: Final = "request_id"
+_KEY: Final[Any] = web.RequestKey("request_id", str) if hasattr(web, "RequestKey") else "request_id"  # aiohttp < 3.14
 _SLOW_SECONDS: Final = 1.0
 _CHALLENGE: Final = 'Bearer realm="analytics"'
 
@@ -153,7 +153,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return _unexpected(request, error)
 
 
-async def identify_response(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """``on_response_prepare``: the request id goes out on every response, streams too."""
+def identify_response(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """The request id goes out on every response, streams too."""
     if isinstance(request, web.Request):
         response.headers[REQUEST_ID] = request_id(request)

@@ -26,7 +26,7 @@ PATH: Final = "/socket.io/"
 _MAX_MESSAGE: Final = 64 * 1024
 _AUTHENTICATE_SECONDS: Final = 30.0
 _wire_log = logging.getLogger("analytics_core.api.socket.wire")
-_wire_log.setLevel(logging.ERROR)  # below, it has a line for every packet
+_wire_log.setLevel(logging.CRITICAL)  # the rest is a line for every packet, and a traceback for each bad one
 
 
 class _Seat:
@@ -103,6 +103,9 @@ class SocketEndpoint:
             seat = _Seat(client, self._live.connect(client, encode))
         except AnalyticsError as refusal:
             raise socketio.exceptions.ConnectionRefusedError(str(refusal)) from None
+        except Exception:
+            log.exception("socket_connect_failed")
+            raise
         self._seats[sid] = seat
         if identity is not None:
             seat.admit(identity)
@@ -115,6 +118,7 @@ class SocketEndpoint:
         seat = self._seats.pop(sid, None)
         if seat is not None:
             seat.connection.close()
+            seat.client.left()
             seat.wait_no_longer()
 
     def _answer(self, call: Callable[[_Seat, Any], dict[str, Any]]) -> Callable[..., Awaitable[dict[str, Any]]]:

@@ -20,10 +20,11 @@ import socketio
 from aiohttp import web
 from engineio.async_drivers import aiohttp as driver
 from engineio.async_socket import AsyncSocket
-from engineio.packet import MESSAGE, Packet
+from engineio.packet import MESSAGE, NOOP, Packet
 
 _LAST_WORDS_SECONDS: Final = 5.0
 _QUIET_SECONDS: Final = 0.25
+_PACKETS: Final = 16
 
 
 class LivePacket(Packet):  # type: ignore[misc]
@@ -64,15 +65,43 @@ class _WebSocket(driver.WebSocket):  # type: ignore[misc]
         self._owner.websocket = self
         try:
             await self.handler(self)
+        except (ValueError, RecursionError):  # what the client sent is no packet: engine.io lets that through
+            self._owner.queue.put_nowait(None)
+            await self._owner.close(wait=False, abort=True)
         finally:
             self.done.set()
         return self._sock
+
+
+class _Queue(asyncio.Queue[Packet]):
+    """engine.io's queue of one client, emptied by at most `_PACKETS` a poll: stock clients refuse more at once."""
+
+    _taken = 0
+
+    async def get(self) -> Packet:
+        self._taken = 0
+        return await super().get()
+
+    def get_nowait(self) -> Packet:
+        if self._taken >= _PACKETS:
+            raise asyncio.QueueEmpty
+        self._taken += 1
+        return super().get_nowait()
+
+    def clear(self) -> None:
+        while not self.empty():
+            self._taken = 0
+            self.get_nowait()
+            self.task_done()
 
 
 class _Engine(engineio.AsyncServer):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._async: dict[str, Any] = {**driver._async, "websocket": _WebSocket}
+
+    def create_queue(self, *_: Any, **__: Any) -> _Queue:
+        return _Queue()
 
 
 class Server(socketio.AsyncServer):  # type: ignore[misc]
@@ -123,12 +152,14 @@ class Client:
         if self._flushing is not None:
             self._flushing.cancel()
         self._backlog.clear()
-        queue: asyncio.Queue[Packet] = self._socket.queue
-        while not queue.empty():
-            queue.get_nowait()
-            queue.task_done()
-        queue.put_nowait(encode("error", "", json.dumps({"error": reason}).encode()))
+        self._socket.queue.clear()
+        self._socket.queue.put_nowait(encode("error", "", json.dumps({"error": reason}).encode()))
         self._farewell()
+
+    def left(self) -> None:
+        """The client said goodbye: answer the poll that it may still have open, which engine.io leaves hanging."""
+        if self._websocket is None:
+            self._socket.queue.put_nowait(Packet(NOOP))
 
     async def end(self) -> None:
         """Close the transport when the last words are out, or when the client has not taken them for too long."""

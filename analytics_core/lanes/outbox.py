@@ -11,7 +11,8 @@ from analytics_core.bus import Bus
 from analytics_core.state import StateStore
 
 _log = structlog.get_logger(__name__)
-_SYSTEM: Final = "system"
+_SYSTEM: Final = "_system"
+"""No tenant id may start with an underscore."""
 _RETRY_SECONDS: Final = 1.0
 
 

@@ -19,7 +19,7 @@ from aiohttp import web
 from analytics_core import api
 from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import ApiKey, Auth, Settings
-from analytics_core.errors import NotFoundError
+from analytics_core.errors import HookFailedError, NotFoundError
 from analytics_core.events import Event
 from analytics_core.lanes import LaneView
 from analytics_core.live import Live
@@ -87,7 +87,7 @@ class StandIns:
     async def ingest(self, plugin: str, request: Request) -> list[Event]:
         self._ask("ingest", plugin, request)
         if request.body == b"broken":
-            raise ValueError("no comma")
+            raise HookFailedError(plugin, "ingest", "ValueError: no comma") from ValueError("no comma")
         return [Event.of(name) for name in request.body.decode().split(",")]
 
     async def reply(self, plugin: str, request: Request, outcome: Outcome) -> Reply:
@@ -170,6 +170,7 @@ class House:
     live: Live
     behind: StandIns
     app: web.Application
+    server: web.Server
 
     def publish(self, topic: Any, tenant: str, body: dict[str, Any], id_: str = "m") -> None:
         self.bus.publish(Message(id=id_, topic=topic, tenant=tenant, body=msgspec.json.encode(body)))
@@ -214,6 +215,7 @@ async def opened(settings: Settings = Settings(), *, read_buffer: int | None = N
     await web.SockSite(runner, listener).start()
     host, port = listener.getsockname()
     async with aiohttp.ClientSession() as http:
-        yield House(f"http://{host}:{port}", http, bus, live, behind, app)
+        assert runner.server is not None
+        yield House(f"http://{host}:{port}", http, bus, live, behind, app, runner.server)
     await runner.cleanup()
     await bus.close()
