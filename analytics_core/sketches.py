@@ -234,7 +234,7 @@ class HistogramSketch:
         try:
             return self._total / int(_UNITS)
         except OverflowError:
-            return math.copysign(math.inf, self._total)
+            return math.inf if self._total > 0 else -math.inf
 
     def add(self, values: npt.ArrayLike) -> None:
         data = np.asarray(values, np.float64)

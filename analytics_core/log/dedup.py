@@ -148,23 +148,27 @@ class Deduplicator:
 
     def _known(self, hashes: Hashes) -> tuple[Mask, list[Pending]]:
         """Which ids are pending or durable, shape ``(n,)``, and the batches that the pending ones wait for."""
+        order = np.argsort(hashes[0])  # a search in sorted order meets warm memory
+        hashes = np.take(hashes, order, axis=1)
+        found = self._index.contains(hashes)
         waits: dict[int, Pending] = {}
-        known = np.zeros(hashes.shape[1], np.bool_)
-        if self._small:
+        if self._small and not found.all():
             for at, pair in enumerate(_pairs(hashes)):
                 if (pending := self._small.get(pair)) is not None:
                     waits[id(pending)] = pending
-                    known[at] = True
+                    found[at] = True
         for key, pending in self._large.items():
+            rest = np.flatnonzero(~found)
+            if not len(rest):
+                break
             if pending.run is None:
                 pending.run = IdRun.of(pending.hashes)
-            found = pending.run.contains(hashes)
-            if found.any():
+            held = pending.run.contains(np.take(hashes, rest, axis=1))
+            if held.any():
                 waits[key] = pending
-                known |= found
-        rest = np.flatnonzero(~known)
-        if len(rest):
-            known[rest] = self._index.contains(np.take(hashes, rest, axis=1))
+                found[rest[held]] = True
+        known = np.empty_like(found)
+        known[order] = found
         return known, list(waits.values())
 
     # --- the filter

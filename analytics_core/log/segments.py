@@ -178,11 +178,13 @@ class SegmentLog:
         :raises LogWriteError: when what a failed append has left could still not be cut.
         """
         with self._writing, self._stack:
-            if not self._closed:
-                self._mend()
-            self._closed = True
-            with self._grown:
-                self._grown.notify_all()
+            try:
+                if not self._closed:
+                    self._mend()
+            finally:
+                with self._grown:
+                    self._closed = True
+                    self._grown.notify_all()
 
     def _write(self, data: bytes) -> None:
         try:

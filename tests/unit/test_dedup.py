@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,30 @@ def test_segments_beyond_the_window_are_let_go(tmp_path: Path) -> None:
     assert all(house.known(*ids[-100:]))
     assert not any(house.known(*ids[:100]))
     house.close()
+
+
+def test_a_pending_id_outlives_any_number_of_windows(tmp_path: Path) -> None:
+    house = House(tmp_path / "p0", window=50)
+    slow = [f"slow-{i}" for i in range(20)]
+    alone, together = house.admit("slow"), house.admit(*slow)
+    fill(house, 20)
+    found = house.admit("slow", *slow)
+    assert not found.new.any()
+    assert {id(p) for p in found.waits} == {id(alone.pending), id(together.pending)}
+    house.close()
+
+
+def test_a_segment_that_was_written_across_a_restart_has_each_id_once_in_its_file(house: House) -> None:
+    ids = fill(house, 2)
+    house.restart()
+    ids += fill(house, 8, name="more")
+    bounds = [*house.log.segments, house.log.durable]
+    house.dedup.close()
+    sizes = [path.stat().st_size for path in sidecars(house)]
+    assert len(sizes) == len(bounds) - 2 > 0
+    empty = sizes[0] - 16 * bounds[1]
+    assert sizes == [empty + 16 * (end - first) for first, end in pairwise(bounds[:-1])]
+    assert empty == 40
 
 
 def test_runs_of_a_long_segment_are_merged_and_hold_all(tmp_path: Path) -> None:

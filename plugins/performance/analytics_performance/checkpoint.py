@@ -25,13 +25,14 @@ _SCHEMA = pa.schema(
         ("minute", pa.int64()),
         ("names", pa.list_(pa.string())),
         ("cells", pa.list_(_CELL)),
+        ("usual", pa.list_(pa.struct([("name", pa.int32()), ("hour", pa.int64()), ("p95", pa.float64())]))),
     ]
 )
 
 
 def pack(tenants: dict[str, TenantFold]) -> bytes:
     rows = [
-        {"tenant": name, "minute": fold.minute, "names": fold.names, "cells": _cells(fold)}
+        {"tenant": name, "minute": fold.minute, "names": fold.names, "cells": _cells(fold), "usual": _usual(fold)}
         for name, fold in sorted(tenants.items())
     ]
     sink = pa.BufferOutputStream()
@@ -53,6 +54,8 @@ def unpack(state: bytes, limits: Limits) -> dict[str, TenantFold]:
         for cell in row["cells"]:
             sketch = HistogramSketch.from_bytes(cell["durations"])
             fold.cells[cell["minute"], cell["name"]] = Cell(cell["requests"], cell["errors"], sketch)
+        for entry in row["usual"]:
+            fold.usual.setdefault(entry["name"], []).append((entry["hour"], entry["p95"]))
     return folds
 
 
@@ -66,4 +69,12 @@ def _cells(fold: TenantFold) -> list[dict[str, Any]]:
             "durations": cell.durations.to_bytes(),
         }
         for (minute, name), cell in sorted(fold.cells.items())
+    ]
+
+
+def _usual(fold: TenantFold) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "hour": hour, "p95": p95}
+        for name, entries in sorted(fold.usual.items())
+        for hour, p95 in entries
     ]

@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_core import EventBatch, HistogramSketch, Insight, Metric, ProcessResult, Window
-from analytics_performance.timings import MINUTE, I64, Timings, read
+from analytics_performance.timings import I64, MINUTE, Timings, read
 
 OTHER = "(other)"
+HOURS = 24
 _LEAST_REQUESTS = 50
+_LEAST_HOURS = 3
 _LEAST_FACTOR = 2.0
 
 
@@ -60,25 +62,40 @@ class TenantFold:
         self.minute = minute
         self.names: list[str] = [OTHER]
         self.cells: dict[tuple[int, int], Cell] = {}
+        self.usual: dict[int, list[tuple[int, float]]] = {}
+        """By name: (hour, 95th percentile) of the trailing day's hours with enough requests, oldest first."""
 
     def process(self, batch: EventBatch) -> ProcessResult | None:
-        before = self.minute
         changed: set[tuple[int, int]] = set()
+        insights: list[Insight] = []
         if len(batch):
             received = batch.column("received_at").cast(pa.int64()).to_numpy()
             clock: I64 = np.maximum(np.maximum.accumulate(received) // MINUTE, self.minute)
-            self.minute = int(clock[-1])
             at = batch.column("timestamp").cast(pa.int64()).to_numpy()
-            on_time = batch.filter(at >= (clock - self.limits.lateness) * MINUTE)
-            if timings := read(on_time):
-                changed = self._add(timings)
+            on_time = at >= (clock - self.limits.lateness) * MINUTE
+            _, first = np.unique(clock // 60, return_index=True)
+            ahead = [*first[1:].tolist(), len(clock)]
+            for low, high in zip(first.tolist(), ahead, strict=True):
+                insights += self._reach(int(clock[low]))
+                part = EventBatch(batch.record_batch.slice(low, high - low), batch.tenant, batch.watermark)
+                if timings := read(part.filter(on_time[low:high])):
+                    changed |= self._add(timings)
+            insights += self._reach(int(clock[-1]))
         else:
-            self.minute = max(self.minute, int(batch.watermark.timestamp()) // 60)
+            insights += self._reach(int(batch.watermark.timestamp()) // 60)
         metrics = [m for minute, name in sorted(changed) for m in self._metrics(minute, name)]
-        insights = self._degraded(before)
         for key in [key for key in self.cells if key[0] < self.minute - self.limits.lateness]:
             del self.cells[key]
         return ProcessResult(metrics, (), insights) if metrics or insights else None
+
+    def _reach(self, minute: int) -> list[Insight]:
+        """Let the clock go on to ``minute``; what the hours that are over on the way show."""
+        found = []
+        last = max((m for m, _ in self.cells), default=0) // 60
+        for hour in range(self.minute // 60, min(minute // 60, last + 1)):
+            found += self._look_back(hour)
+        self.minute = max(self.minute, minute)
+        return found
 
     def _metrics(self, minute: int, name: int) -> Iterable[Metric]:
         return self.cells[minute, name].metrics(minute, self.names[name])
@@ -117,5 +134,33 @@ class TenantFold:
         codes: I64 = table[timings.name]
         return codes
 
-    def _degraded(self, before: int) -> list[Insight]:
-        return []
+    def _look_back(self, hour: int) -> list[Insight]:
+        """Names whose 95th percentile in ``hour``, which is over, is far above that of the day's other hours."""
+        hourly: dict[int, HistogramSketch] = {}
+        for (minute, name), cell in self.cells.items():
+            if minute // 60 == hour:
+                hourly.setdefault(name, HistogramSketch()).merge(cell.durations)
+        found = []
+        for name, sketch in sorted(hourly.items()):
+            if sketch.count < _LEAST_REQUESTS:
+                continue
+            p95 = sketch.quantile(0.95)
+            before = [(h, value) for h, value in self.usual.get(name, []) if h > hour - HOURS]
+            usual = float(np.median([value for _, value in before])) if len(before) >= _LEAST_HOURS else np.inf
+            if p95 >= _LEAST_FACTOR * usual:
+                found.append(_degraded(self.names[name], hour, sketch.count, p95, usual, len(before)))
+            self.usual[name] = [*before, (hour, p95)]
+        return found
+
+
+def _degraded(name: str, hour: int, requests: int, p95: float, usual: float, hours: int) -> Insight:
+    window = Window(datetime.fromtimestamp(hour * 3600, UTC), 3600)
+    return Insight(
+        key=f"degraded:{name}:{window.start:%Y-%m-%dT%H}",
+        title=f"{name} has become slow",
+        description=f"In the hour from {window.start:%H:%M} UTC the 95th percentile of {name} was {p95:.0f} ms over "
+        f"{requests} events; the median of the {hours} hours before it is {usual:.0f} ms.",
+        severity="medium",
+        window=window,
+        data={"event": name, "p95": p95, "usual_p95": usual, "requests": requests, "hours": hours},
+    )

@@ -15,7 +15,8 @@ _NUMBER = "('BIGINT', 'UBIGINT', 'HUGEINT', 'DOUBLE')"
 _TIMED = f"""
 timed AS (
   SELECT *, TRY_CAST(json_extract_string(properties, '$.duration') AS DOUBLE) AS duration,
-    coalesce(json_type(properties, '$.error') = 'BOOLEAN' AND json_extract_string(properties, '$.error') = 'true', false)
+    coalesce(json_type(properties, '$.error') = 'BOOLEAN'
+      AND json_extract_string(properties, '$.error') = 'true', false)
     OR coalesce(json_type(properties, '$.status') IN {_NUMBER}
       AND TRY_CAST(json_extract_string(properties, '$.status') AS DOUBLE) >= 500, false) AS failed
   FROM events
@@ -62,12 +63,10 @@ def latency(
         GROUP BY ALL ORDER BY {"bucket, " if bucket else ""}count DESC, "group" """,
         parameters,
     )
-    chart = (
-        Chart(kind="line", x="bucket", y=("p50", "p95", "p99"), series="group")
-        if bucket
-        else Chart(kind="bar", x="group", y=("p50", "p95", "p99"))
-    )
-    return Answer(table, [] if bucket else _findings(table, breakdown), (), chart)
+    quantiles = ("p50", "p95", "p99")
+    if bucket:
+        return Answer(table, chart=Chart(kind="line", x="bucket", y=quantiles, series="group"))
+    return Answer(table, _findings(table, breakdown), chart=Chart(kind="bar", x="group", y=quantiles))
 
 
 def _group(breakdown: str, parameters: dict[str, Any]) -> str:

@@ -51,9 +51,9 @@ def read(batch: EventBatch) -> Timings | None:
     return Timings(
         at=batch.column("timestamp").cast(pa.int64()).to_numpy(),
         duration=batch.property("duration", float).to_numpy(),
-        failed=pc.or_(
-            batch.property("error", bool).fill_null(False), pc.greater_equal(status, SERVER_ERROR)
-        ).to_numpy(zero_copy_only=False),
+        failed=pc.or_(batch.property("error", bool).fill_null(False), pc.greater_equal(status, SERVER_ERROR)).to_numpy(
+            zero_copy_only=False
+        ),
         name=names.indices.to_numpy(zero_copy_only=False).astype(np.int64),
         words=names.dictionary.to_pylist(),
     )

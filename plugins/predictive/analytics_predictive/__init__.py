@@ -1,0 +1,1 @@
+"""Forecasts of any metric for the analytics host."""

@@ -71,6 +71,13 @@ def read(batch: EventBatch, name: U8) -> Columns:
     )
 
 
+def runs(ordered: I64 | U64) -> I64:
+    """Where each run of equal values begins, and the end, shape ``(runs + 1,)``; ``(1,)`` without values."""
+    if not len(ordered):
+        return np.zeros(1, np.int64)
+    return np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [len(ordered)]])
+
+
 def _integers(column: pa.Array) -> I64:
     values: I64 = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
     return values

@@ -7,13 +7,14 @@ and when an hour begins, so the same events give the same outputs whatever the b
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from analytics_core import EventBatch, Insight, Pattern, ProcessResult
-from analytics_user_behavior.columns import I64, MINUTE, Columns, Names, read
+from analytics_user_behavior.columns import I64, MINUTE, Columns, Names, read, runs
 from analytics_user_behavior.findings import bounce_rise, session_insights, transition_patterns
 from analytics_user_behavior.open_sessions import OpenSessions
 from analytics_user_behavior.tallies import HOUR, HourlyTally, steps
@@ -71,17 +72,14 @@ class TenantFold:
             batch, clock = batch.filter(~late), clock[~late]
         if len(batch):
             events = read(batch, self.names.encode(batch.column("name")))
-            found, first = np.unique(clock, return_index=True)
-            bounds = [*first.tolist(), len(clock)]
-            for place, minute in enumerate(found.tolist()):
-                self._reach(minute)
-                self._take(events.take(slice(bounds[place], bounds[place + 1])))
+            for low, high in pairwise(runs(clock).tolist()):
+                self._reach(int(clock[low]))
+                self._take(events.take(slice(low, high)))
         self._reach(until)
 
     def _count_late(self, clock: I64) -> None:
-        found, counts = np.unique(clock, return_counts=True)
-        for minute, count in zip(found.tolist(), counts.tolist(), strict=True):
-            self.minutes.add_late(minute, count)
+        for low, high in pairwise(runs(clock).tolist()):
+            self.minutes.add_late(int(clock[low]), high - low)
 
     def _take(self, events: Columns) -> None:
         """Events of one minute of the clock."""
@@ -95,7 +93,7 @@ class TenantFold:
         self.minutes.add_starts(joined.before, joined.after)
         codes = steps(joined, events, gap)
         if len(codes):
-            self.transitions.add(np.full(len(codes), self.minute // 60), codes)
+            self.transitions.add(self.minute // 60, codes)
             self.stepped = True
 
     def _reach(self, minute: int) -> None:
@@ -128,7 +126,9 @@ class TenantFold:
         if len(closed):
             self.minutes.add_ends(closed)
             codes = closed["end_name"].astype(np.int64) * 2 + (closed["events"] == 1)
-            self.exits.add(closed["end"] // HOUR, codes)
+            hours = closed["end"] // HOUR
+            for low, high in pairwise(runs(hours).tolist()):
+                self.exits.add(int(hours[low]), codes[low:high])
             self.ended = True
 
     def _give(self, patterns: list[Pattern]) -> None:

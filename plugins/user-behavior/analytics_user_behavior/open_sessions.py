@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from analytics_user_behavior.clusters import ROW, Rows, grow
-from analytics_user_behavior.columns import I64, U64, Columns, Mask
+from analytics_user_behavior.clusters import ROW, Rows, grow, put, stacked
+from analytics_user_behavior.columns import I64, U64, Columns, Mask, runs
 
 _NEVER = np.iinfo(np.int64).max
-_SMALLEST = 4096
+_SMALLEST = 1024
 
 
 class Joined(NamedTuple):
@@ -67,22 +67,22 @@ class OpenSessions:
         """Put events into the sessions of their keys. ``gap`` is in microseconds."""
         keys, code = _numbered(events.key)
         places = [part.find(keys) for part in self._parts]
-        found = [part.rows[at] for part, (at, _) in zip(self._parts, places, strict=True)]
-        before = np.concatenate(found) if found else np.zeros(0, ROW)
+        found = [part.rows.take(at) for part, (at, _) in zip(self._parts, places, strict=True)]
+        before = stacked(found)
         owner = np.concatenate([owner for _, owner in places]) if places else np.empty(0, np.int64)
         after = grow(before, owner, events, code, gap)
         self._due = min(self._due, _quiet(after))
 
         single = np.bincount(owner, minlength=len(keys)) == 1
-        number = np.repeat(np.arange(len(keys)), np.diff(_starts(after["key"])))
+        number = np.repeat(np.arange(len(keys)), np.diff(runs(after["key"])))
         single &= np.bincount(number, minlength=len(keys)) == 1
-        only = after[single[number]]
+        only = after.compress(single[number])
         rank = np.cumsum(single) - 1
         for part, (at, mine) in zip(self._parts, places, strict=True):
             stays = single[mine]
-            part.rows[at[stays]] = only[rank[mine[stays]]]
+            put(part.rows, at[stays], only.take(rank[mine[stays]]))
             part.alive[at[~stays]] = False
-        self._insert(after[~single[number]])
+        self._insert(after.compress(~single[number]))
         return Joined(before, after, owner, code)
 
     def close(self, before: int, gap: int) -> Rows:
@@ -93,12 +93,12 @@ class OpenSessions:
         for part in self._parts:
             quiet = np.maximum(part.rows["end"], part.rows["received"])
             over = part.alive & (quiet + gap < before)
-            closed.append(part.rows[over])
+            closed.append(part.rows.compress(over))
             part.alive &= ~over
             self._due = min(self._due, int(quiet[part.alive].min(initial=_NEVER)))
         self._parts = [_compacted(part) for part in self._parts if part.alive.any()]
-        rows = np.concatenate(closed)
-        return rows[np.lexsort((rows["start"], rows["key"], rows["end"]))]
+        rows = stacked(closed)
+        return rows.take(np.lexsort((rows["start"], rows["key"], rows["end"])))
 
     def rows(self) -> Rows:
         """All open sessions, sorted by (key, start)."""
@@ -109,7 +109,7 @@ class OpenSessions:
         part = _compacted(self._parts[0], always=True)
         same = np.flatnonzero(part.keys[1:] == part.keys[:-1])
         if len(same) and (part.rows["start"][same + 1] < part.rows["start"][same]).any():
-            part = _Part(part.rows[np.lexsort((part.rows["start"], part.keys))])
+            part = _Part(part.rows.take(np.lexsort((part.rows["start"], part.keys))))
         self._parts = [part]
         return part.rows
 
@@ -124,7 +124,7 @@ class OpenSessions:
         parts = [_compacted(part, always=True) for part in self._parts[-2:]]
         keys = np.concatenate([part.keys for part in parts])
         by = np.argsort(keys, kind="stable")  # two sorted runs: one pass
-        self._parts[-2:] = [_Part(np.concatenate([part.rows for part in parts])[by], keys[by])]
+        self._parts[-2:] = [_Part(stacked([part.rows for part in parts]).take(by), keys[by])]
 
 
 def _compacted(part: _Part, *, always: bool = False) -> _Part:
@@ -132,7 +132,7 @@ def _compacted(part: _Part, *, always: bool = False) -> _Part:
     living = int(part.alive.sum())
     if living == len(part.alive) or (not always and 2 * living > len(part.alive)):
         return part
-    return _Part(part.rows[part.alive], part.keys[part.alive])
+    return _Part(part.rows.compress(part.alive), part.keys[part.alive])
 
 
 def _numbered(key: U64) -> tuple[U64, I64]:
@@ -143,12 +143,6 @@ def _numbered(key: U64) -> tuple[U64, I64]:
     rank = np.empty(len(by), np.int64)
     rank[by] = np.arange(len(by))
     return distinct[by], rank[encoded.indices.to_numpy()]
-
-
-def _starts(keys: U64) -> I64:
-    """Where each run of equal keys begins, and the end, shape ``(runs + 1,)``."""
-    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return np.append(first, len(keys))
 
 
 def _quiet(rows: Rows) -> int:

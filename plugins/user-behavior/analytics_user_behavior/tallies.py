@@ -19,12 +19,13 @@ class HourlyTally:
     def __init__(self, hours: dict[int, dict[int, int]] | None = None) -> None:
         self.hours = hours or {}
 
-    def add(self, hour: I64, code: I64) -> None:
-        """Count ``code[i]`` in ``hour[i]``; both shape ``(n,)``, codes from 0 to 65 535."""
-        found, counts = np.unique((hour << 16) | code, return_counts=True)
-        for packed, count in zip(found.tolist(), counts.tolist(), strict=True):
-            entry = self.hours.setdefault(packed >> 16, {})
-            entry[packed & 0xFFFF] = entry.get(packed & 0xFFFF, 0) + count
+    def add(self, hour: int, codes: I64) -> None:
+        """Count each of ``codes`` (0 to 65 535, shape ``(n,)``) in ``hour``."""
+        counts = np.bincount(codes)
+        found = np.flatnonzero(counts)
+        entry = self.hours.setdefault(hour, {})
+        for code, count in zip(found.tolist(), counts[found].tolist(), strict=True):
+            entry[code] = entry.get(code, 0) + count
 
     def trim(self, hour: int) -> None:
         """Forget the hours that are not among the 24 up to ``hour``."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import numpy as np
 
 from analytics_core import HistogramSketch, Metric, UniqueSketch, Window
 from analytics_user_behavior.clusters import Rows, stable_order
-from analytics_user_behavior.columns import I64, MINUTE, U64, Mask
+from analytics_user_behavior.columns import I64, MINUTE, U64, Mask, runs
 
 
 class Minute:
@@ -67,12 +68,10 @@ class Minutes:
         """Count events and visitors by the minute of ``at`` (microseconds); ``who`` where ``known``."""
         minutes = at // MINUTE
         by = stable_order(minutes)
-        found, first = np.unique(minutes[by], return_index=True)
-        bounds = [*first.tolist(), len(by)]
-        for place, minute in enumerate(found.tolist()):
-            if (entry := self._entry(minute)) is None:
+        for low, high in pairwise(runs(minutes[by]).tolist()):
+            if (entry := self._entry(int(minutes[by[low]]))) is None:
                 continue
-            part = by[bounds[place] : bounds[place + 1]]
+            part = by[low:high]
             entry.events += len(part)
             entry.users.add(who[part[known[part]]])
 
@@ -89,12 +88,11 @@ class Minutes:
 
     def add_ends(self, closed: Rows) -> None:
         """Count ended sessions, sorted by end, in the minute of their last event."""
-        found, first = np.unique(closed["end"] // MINUTE, return_index=True)
-        bounds = [*first.tolist(), len(closed)]
-        for place, minute in enumerate(found.tolist()):
-            if (entry := self._entry(minute)) is None:
+        minutes = closed["end"] // MINUTE
+        for low, high in pairwise(runs(minutes).tolist()):
+            if (entry := self._entry(int(minutes[low]))) is None:
                 continue
-            part = closed[bounds[place] : bounds[place + 1]]
+            part = closed[low:high]
             entry.ended += len(part)
             entry.bounces += int((part["events"] == 1).sum())
             entry.lengths.add(part["events"])

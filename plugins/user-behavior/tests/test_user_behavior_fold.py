@@ -190,7 +190,7 @@ def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @given(streams(), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 def test_batches_and_generations_change_nothing(rows: list[dict[str, Any]], seed: int) -> None:
     check_deterministic(UserBehavior, rows, seed=seed)
 
