@@ -11,11 +11,10 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-import structlog
 
 from analytics_core.bus import Bus
 from analytics_core.config import Settings
-from analytics_core.errors import HookFailedError, NotFoundError, PluginUnavailableError, StorageError
+from analytics_core.errors import HookFailedError, NotFoundError, PluginUnavailableError
 from analytics_core.events import Event, EventBatch
 from analytics_core.host.discovery import Found, discover
 from analytics_core.host.enrichment import Enricher, Enrichers, Mask
@@ -23,7 +22,7 @@ from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Tr
 from analytics_core.host.runtime import ProcessRuntime, Runtime, Subject, ThreadRuntime, on_own_thread
 from analytics_core.host.selection import Choice, choose
 from analytics_core.host.supervise import TICK_SECONDS, Life
-from analytics_core.host.views import AnalysisSpec, PluginView, analyses_of, plugin_view
+from analytics_core.host.views import AnalysisSpec, PluginView, analyses_of, announce, plugin_view
 from analytics_core.lake import EventStore
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.fold import Backlog, Fold
@@ -32,21 +31,20 @@ from analytics_core.log import EventLog
 from analytics_core.log.segments import partition_directory
 from analytics_core.manifest import Deployment
 from analytics_core.records import Answer, Enrichment, Outcome, ProcessResult, Question, Reply, Request
-from analytics_core.state import Message, StateStore
+from analytics_core.state import StateStore
 
 SWITCH_SECONDS: Final = 0.0005
 """How long one busy thread may keep the interpreter from the acknowledgement path (DESIGN §7)."""
+_SHORTEST_TICK: Final = 0.01
 _SETTLE_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 10.0
-
-_log = structlog.get_logger(__name__)
 
 
 class PluginHost:
     """Finds, starts, watches and calls the plugins. Lives on one event loop; `start` and `close` frame it.
 
-    ``on_commit`` is told each position that a lane has made durable. ``backlog`` reads what the log has trimmed from
-    the lake, for a lane that is further behind. ``find`` and ``restarts`` are there to be other than the defaults.
+    ``on_commit`` is told each position that a lane has made durable. ``backlog`` reads what the log has trimmed, for a
+    lane that is further behind; by default from ``store``. ``find`` and ``restarts`` are there to be other than theirs.
     """
 
     def __init__(
@@ -66,11 +64,10 @@ class PluginHost:
         self._settings = settings
         self._deployment = deployment
         self._log = log
-        self._store = store
         self._state = state
         self._bus = bus
         self._on_commit = on_commit
-        self._backlog = backlog
+        self._backlog = backlog or (store.read if store is not None else None)
         self._find = find
         self._policy = restarts or RestartPolicy()
         self._choices: list[Choice] = []
@@ -182,19 +179,12 @@ class PluginHost:
         while not self._closing:
             for life in self._lives.values():
                 life.tick()
-            self._changed.wait(TICK_SECONDS)
+            due = min((life.due_in() for life in self._lives.values()), default=TICK_SECONDS)
+            self._changed.wait(min(max(due, _SHORTEST_TICK), TICK_SECONDS))
             self._changed.clear()
 
     def _observed(self, transition: Transition) -> None:
-        """One log line, one record, one push."""
-        _log.info("plugin_state", **msgspec.structs.asdict(transition))
-        body = msgspec.json.encode(transition)
-        try:
-            self._state.document("", "plugin", transition.plugin, body)
-        except StorageError as error:
-            _log.error("plugin_state_not_recorded", plugin=transition.plugin, problem=str(error))
-        at = transition.since.timestamp()
-        self._bus.publish(Message(id=f"plugin:{transition.plugin}:{at:.6f}", topic="plugin", tenant="", body=body))
+        announce(transition, self._state, self._bus)
         self._changed.set()
         with self._moved:
             self._moved.notify_all()
@@ -239,7 +229,7 @@ class PluginHost:
         return answer
 
     def enriches(self) -> bool:
-        """Whether any plugin that is to run has ``enrich``, running or not: one that must not be missed counts too."""
+        """Whether any plugin that is to run has ``enrich``; one that must not be passed over counts when it is down."""
         return any(
             choice.manifest is not None
             and (choice.manifest.on_failure == "reject" or self._lives[choice.name].health.state not in FINAL)

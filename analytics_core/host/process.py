@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import os
 import signal
 import socket
@@ -19,9 +17,9 @@ import msgspec
 import structlog
 
 from analytics_core.errors import HookTimeoutError, TrimmedError, WorkerDiedError
-from analytics_core.host.crossing import RESULTS
-from analytics_core.host.wire import HEADER, Channel, Failure, Trusted, decode, encode, frame, unframe
-from analytics_core.lanes.fold import Backlog, Step
+from analytics_core.host.connection import Connection
+from analytics_core.host.wire import Channel, Failure, Trusted, decode
+from analytics_core.lanes.fold import Backlog, Step, read_backlog
 from analytics_core.state import Checkpoint
 
 _SECRETS: Final = frozenset(
@@ -29,8 +27,6 @@ _SECRETS: Final = frozenset(
 )
 """The host's own secrets, which a plugin's process does not inherit."""
 
-_GRACE: Final = 0.5
-_STRIKES: Final = 4
 _LINE: Final = 16_384
 
 _log = structlog.get_logger(__name__)
@@ -48,6 +44,7 @@ class WorkerProcess:
         self._channel = Channel(lane)
         self._calls = Connection(plugin, calls, self)
         self._number = 0
+        self._cpu_before: float | None = None
         self._why = ""
         fds = (lane_theirs.fileno(), calls_theirs.fileno(), life_theirs)
         try:
@@ -85,6 +82,7 @@ class WorkerProcess:
         """
         self._number += 1
         doing = op
+        self._cpu_before = self._cpu_seconds()
         try:
             self._channel.patience(seconds)
             self._channel.send(self._number, op, body)
@@ -99,6 +97,8 @@ class WorkerProcess:
             raise HookTimeoutError(self.plugin, doing, seconds) from None
         except (EOFError, OSError):
             raise WorkerDiedError(self.plugin, self.how()) from None
+        finally:
+            self._cpu_before = None
         if word == "error":
             raise decode(raw, Failure).error(self.plugin)
         return decode(raw, kind)
@@ -142,8 +142,13 @@ class WorkerProcess:
         """Memory of its own, without mapped files such as the log; None where the system does not tell."""
         return _status(self.pid, "RssAnon:")
 
-    def cpu_seconds(self) -> float | None:
-        """Processor time since its start; None where the system does not tell."""
+    def cpu_in_request(self) -> float:
+        """Processor seconds of the process since the lane's present request began; 0 between requests."""
+        before, now = self._cpu_before, self._cpu_seconds()
+        return now - before if before is not None and now is not None else 0.0
+
+    def _cpu_seconds(self) -> float | None:
+        """Since its start; None where the system does not tell."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -177,95 +182,6 @@ class WorkerProcess:
         )
 
 
-class Connection:
-    """The concurrent calls of one worker, on the event loop of whoever makes the first."""
-
-    def __init__(self, plugin: str, connection: socket.socket, worker: WorkerProcess) -> None:
-        self._plugin = plugin
-        self._connection = connection
-        self._worker = worker
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[tuple[str, msgspec.Raw]]] = {}
-        self._opening: asyncio.Task[asyncio.StreamWriter] | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._strikes = 0
-
-    async def call(self, hook: str, seconds: float, arguments: dict[str, Any]) -> Any:
-        body = {
-            "hook": hook,
-            "seconds": seconds,
-            "arguments": {k: msgspec.Raw(encode(v)) for k, v in arguments.items()},
-        }
-        number = next(self._numbers)
-        future: asyncio.Future[tuple[str, msgspec.Raw]] = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(seconds + _GRACE):
-                writer = await self._writer()
-                self._waiting[number] = future
-                writer.write(frame(number, "call", body))
-                await writer.drain()
-                word, raw = await future
-        except TimeoutError:
-            self._strike()
-            raise HookTimeoutError(self._plugin, hook, seconds) from None
-        except OSError:
-            raise WorkerDiedError(self._plugin, await asyncio.to_thread(self._worker.how)) from None
-        finally:
-            self._waiting.pop(number, None)
-        if word == "error":
-            error = decode(raw, Failure).error(self._plugin)
-            if isinstance(error, HookTimeoutError):
-                self._strike()
-            raise error
-        self._strikes = 0
-        return decode(raw, RESULTS[hook])
-
-    def close(self) -> None:
-        """Callable from any thread. Calls under way end as if the worker had died."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._close_on_loop)
-        else:
-            self._connection.close()
-
-    def _close_on_loop(self) -> None:
-        if self._reading is not None:
-            self._reading.cancel()
-        if self._opening is not None and self._opening.done() and not self._opening.cancelled():
-            self._opening.result().close()
-
-    def _strike(self) -> None:
-        self._strikes += 1
-        if self._strikes >= _STRIKES:
-            self._worker.kill(f"{self._strikes} calls in a row got no answer in time")
-
-    async def _writer(self) -> asyncio.StreamWriter:
-        if self._opening is None:
-            self._loop = asyncio.get_running_loop()
-            self._opening = asyncio.ensure_future(self._open())
-        return await asyncio.shield(self._opening)
-
-    async def _open(self) -> asyncio.StreamWriter:
-        reader, writer = await asyncio.open_connection(sock=self._connection)
-        self._reading = asyncio.ensure_future(self._read(reader))
-        return writer
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                number, word, raw = unframe(await reader.readexactly(length))
-                future = self._waiting.get(number)
-                if future is not None and not future.done():
-                    future.set_result((word, raw))
-        except (asyncio.IncompleteReadError, OSError):
-            pass
-        finally:
-            for future in self._waiting.values():
-                if not future.done():
-                    future.set_exception(ConnectionResetError("the worker has ended"))
-
-
 class ProcessFold:
     """The fold whose plugin lives in a worker: a window's positions go in, what was found comes out."""
 
@@ -296,8 +212,8 @@ class ProcessFold:
         except TrimmedError:
             if self._backlog is None:
                 raise
-            batches, after = self._backlog(position, max_rows)
-            step = self._request("fold", (batches, after), Step)
+            window = read_backlog(self._worker.plugin, self._backlog, position, max_rows)
+            step = self._request("fold", window, Step)
         return step
 
     def export(self) -> bytes:

@@ -25,6 +25,8 @@ from analytics_core.manifest import Limits, PluginManifest
 from analytics_core.records import PluginContext, ProcessResult
 
 DEFAULT_MEMORY_MB: Final = 1024
+LOAD_SECONDS: Final = 60.0
+"""The least that starting a process and importing a plugin may take, whatever its limit for a call."""
 
 T = TypeVar("T")
 Beat = Callable[[str], None]
@@ -45,6 +47,10 @@ class Subject(Struct, frozen=True, kw_only=True):
     @property
     def name(self) -> str:
         return self.found.name
+
+    @property
+    def load_seconds(self) -> float:
+        return max(self.seconds, LOAD_SECONDS)
 
     def context(self) -> PluginContext:
         logger = structlog.get_logger(self.name).bind(plugin=self.name)
@@ -78,7 +84,10 @@ class Runtime(Protocol):
         ...
 
     def watch(self) -> None:
-        """Called twice a second: end the plugin when it is over its memory or processor time."""
+        """Called twice a second while the plugin runs: end it when it is over its bounds.
+
+        :raises WorkerDiedError: when it has ended.
+        """
         ...
 
     async def acall(self, hook: str, seconds: float, /, **arguments: Any) -> Any:
@@ -196,7 +205,7 @@ class ProcessRuntime:
             log_directory=self._log_directory,
             memory_bytes=self._memory_bytes,
         )
-        self._hooks = frozenset(self._worker.request("load", Trusted(hello), list[str], self._subject.seconds))
+        self._hooks = frozenset(self._worker.request("load", Trusted(hello), list[str], self._subject.load_seconds))
         return self._hooks
 
     def start(self) -> None:
@@ -214,15 +223,18 @@ class ProcessRuntime:
                 raise WorkerDiedError(self._subject.name, worker.how())
 
     def watch(self) -> None:
-        worker = self._worker
-        if worker is None or not worker.alive:
-            return
+        worker = self._running()
+        if not worker.alive:
+            raise WorkerDiedError(self._subject.name, worker.how())
         used = worker.anonymous_bytes()
         if used is not None and used > self._memory_bytes:
             worker.kill(f"it used {used >> 20} MB of memory; its limit is {self._memory_bytes >> 20} MB")
+        allowed = self._subject.limits.cpu_seconds
+        if allowed is not None and (taken := worker.cpu_in_request()) > allowed:
+            worker.kill(f"one step of its lane took {taken:.1f} s of processor time; its limit is {allowed:g} s")
 
     async def acall(self, hook: str, seconds: float, /, **arguments: Any) -> Any:
-        if self._worker is None or not self._started:
+        if self._worker is None or not self._started or not self._worker.alive:
             raise PluginUnavailableError(self._subject.name, "its process is being started")
         if "events" in arguments:
             arguments["events"] = spec_of(arguments["events"])

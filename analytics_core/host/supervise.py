@@ -11,11 +11,12 @@ import structlog
 
 from analytics_core.errors import AnalyticsError, HookFailedError, HookTimeoutError, PluginError, WorkerDiedError
 from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Restarts
-from analytics_core.host.runtime import Runtime
+from analytics_core.host.runtime import LOAD_SECONDS, Runtime
 from analytics_core.lanes.fold import Fold, Pulse
 from analytics_core.lanes.lane import Lane
 
 TICK_SECONDS: Final = 0.5
+_LAST_COMMIT_SECONDS: Final = 2.0
 
 _log = structlog.get_logger(__name__)
 
@@ -39,6 +40,7 @@ class Attempt:
         self.pulse = Pulse()
         self.lane: Lane | None = None
         self.over = False
+        self.running = False
         self.began = time.monotonic()
         self.thread: threading.Thread | None = None
         self.stopping = threading.Event()
@@ -110,11 +112,29 @@ class Life:
                 if self._next_at is not None and time.monotonic() >= self._next_at and self._may_begin():
                     self._begin()
                 return
-        self.runtime.watch()
-        if self.runtime.isolation == "thread" and attempt.pulse.busy_for() > self._seconds:
+        if self.runtime.isolation == "thread" and attempt.pulse.busy_for() > (seconds := self._patience(attempt)):
             attempt.abandon()
-            self._ended(attempt, HookTimeoutError(self.health.plugin, attempt.pulse.doing, self._seconds), hung=True)
-        elif attempt.lane is None and self.health.state == "active" and self._aged(attempt):
+            self._ended(attempt, HookTimeoutError(self.health.plugin, attempt.pulse.doing, seconds), hung=True)
+        elif attempt.running:
+            self._watch(attempt)
+
+    def due_in(self) -> float:
+        """Seconds until the next attempt; infinite when none is planned."""
+        with self._lock:
+            planned = self._next_at is not None and not self._closed
+            return self._next_at - time.monotonic() if planned and self._next_at is not None else float("inf")
+
+    def _patience(self, attempt: Attempt) -> float:
+        return max(self._seconds, LOAD_SECONDS) if attempt.pulse.doing == "load" else self._seconds
+
+    def _watch(self, attempt: Attempt) -> None:
+        """Nobody else would see that an idle plugin has died, or that one without a lane has kept well."""
+        try:
+            self.runtime.watch()
+        except WorkerDiedError as error:
+            attempt.abandon()
+            self._ended(attempt, error)
+        if attempt.lane is None and time.monotonic() - attempt.began > self._policy.cool_down:
             self._restarts.committed(0)
 
     def stop(self) -> None:
@@ -128,7 +148,7 @@ class Life:
         """Wait for the end that `stop` asked for, then end the runtime, by force if need be."""
         attempt = self._attempt
         if attempt is not None and attempt.thread is not None and not attempt.over:
-            attempt.thread.join(seconds)
+            attempt.thread.join(min(seconds, max(self._seconds, _LAST_COMMIT_SECONDS)))
             if attempt.thread.is_alive():
                 attempt.abandon()
                 _log.warning("plugin_abandoned", plugin=self.health.plugin, doing=attempt.pulse.doing)
@@ -198,6 +218,7 @@ class Life:
         with self._lock:
             if attempt.over:
                 return
+            attempt.running = True
             if self.health.state == "starting" or "process" not in self.hooks:
                 self.health.move("active", self._remark())
 
@@ -211,9 +232,6 @@ class Life:
             return "stateless: it has no export_state, so what it folds begins anew at each start"
         return ""
 
-    def _aged(self, attempt: Attempt) -> bool:
-        return time.monotonic() - attempt.began > self._policy.cool_down
-
     def _ended(self, attempt: Attempt, error: BaseException | None, *, hung: bool = False) -> None:
         """Judge how an attempt ended; the first judgement holds."""
         with self._lock:
@@ -225,7 +243,6 @@ class Life:
             if error is None:
                 self.health.move("degraded", "its lane was taken over by another process")
                 return
-            self.health.errors += 1
             reason = str(error) if isinstance(error, AnalyticsError) else f"{type(error).__name__}: {error}"
             _log.warning("plugin_failed", plugin=self.health.plugin, problem=reason, exc_info=_trace(error))
             if (
@@ -238,6 +255,7 @@ class Life:
                 self.health.move("start_error", reason)
             else:
                 self._plan(attempt, reason, hung=hung)
+            self.health.errors += 1
 
     def _plan(self, attempt: Attempt, reason: str, *, hung: bool) -> None:
         what, seconds = self._restarts.failed(attempt.position, hung=hung)
@@ -261,5 +279,6 @@ def _refused(error: BaseException) -> bool:
 
 
 def _trace(error: BaseException) -> BaseException | None:
-    """The exception with its trace, unless its text says all."""
-    return None if isinstance(error, HookTimeoutError) else error
+    """The exception with its trace where that says more than the text: in which line of the plugin it arose."""
+    told = isinstance(error, AnalyticsError) and error.__cause__ is None
+    return None if told or isinstance(error, HookTimeoutError) else error

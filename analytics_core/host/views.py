@@ -5,11 +5,18 @@ from __future__ import annotations
 from datetime import UTC
 from typing import Any
 
+import msgspec
+import structlog
 from msgspec import Struct
 
-from analytics_core.host.health import Health
+from analytics_core.bus import Bus
+from analytics_core.errors import StorageError
+from analytics_core.host.health import Health, Transition
 from analytics_core.host.selection import Choice
 from analytics_core.lanes.lane import Lane
+from analytics_core.state import Message, StateStore
+
+_log = structlog.get_logger(__name__)
 
 
 class PluginView(Struct, frozen=True):
@@ -57,3 +64,16 @@ def plugin_view(choice: Choice, health: Health, lane: Lane | None) -> PluginView
 def analyses_of(choice: Choice) -> list[AnalysisSpec]:
     provided = choice.manifest.provides.analyses if choice.manifest is not None else ()
     return [AnalysisSpec(a.name, choice.name, a.title, a.parameters) for a in provided]
+
+
+def announce(transition: Transition, state: StateStore, bus: Bus) -> None:
+    """A transition as one log line, one record (the document ``plugin`` of no tenant) and one push."""
+    plugin = transition.plugin
+    _log.info("plugin_state", **msgspec.structs.asdict(transition))
+    body = msgspec.json.encode(transition)
+    try:
+        state.document("", "plugin", plugin, body)
+    except StorageError as error:  # a full disk must not keep a plugin from being stopped
+        _log.error("plugin_state_not_recorded", plugin=plugin, problem=str(error))
+    at = transition.since.timestamp()
+    bus.publish(Message(id=f"plugin:{plugin}:{at:.6f}", topic="plugin", tenant="", body=body))

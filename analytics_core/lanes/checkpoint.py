@@ -58,11 +58,11 @@ class Tenants:
 
     def regroup(self, batches: Sequence[EventBatch]) -> list[EventBatch]:
         """A window of the log as one batch per tenant in log order, then an empty one for each tenant whose time has
-        passed without events. All carry the watermark of the window's last frame.
+        passed without events. All carry the latest watermark of the window, in the log that of its last frame.
         """
         if not batches:
             return []
-        watermark = batches[-1].watermark
+        watermark = max(batch.watermark for batch in batches)
         by_tenant: dict[str, list[EventBatch]] = {}
         for batch in batches:
             if len(batch):

@@ -168,10 +168,7 @@ class HookFold:
         except TrimmedError:
             if self._backlog is None:
                 raise
-        batches, after = self._backlog(position, max_rows)
-        if after <= position:
-            raise StorageError(f"lane {self._name!r}: neither the log nor the lake has position {position}")
-        return batches, after
+        return read_backlog(self._name, self._backlog, position, max_rows)
 
     def _call(self, hook: str, /, **arguments: Any) -> Any:
         self._beat(hook)
@@ -179,6 +176,14 @@ class HookFold:
             return self._plugin.call(hook, **arguments)
         finally:
             self._beat("")
+
+
+def read_backlog(lane: str, backlog: Backlog, position: int, max_rows: int) -> tuple[list[EventBatch], int]:
+    """What the log no longer has. :raises StorageError: when the backlog does not have it either."""
+    batches, after = backlog(position, max_rows)
+    if after <= position:
+        raise StorageError(f"lane {lane!r}: neither the log nor the lake has position {position}")
+    return batches, after
 
 
 def fold_once(name: str, plugin: Calls, batches: Sequence[EventBatch], context: PluginContext) -> ProcessResult:

@@ -146,10 +146,7 @@ class LiveMetrics:
                 )
             )
             known = fresh.setdefault(change.tenant, dict(self._latest.get(change.tenant, {})))
-            if (
-                not change.labels
-                and known.get(change.metric, {"window": {"start": ""}})["window"]["start"] <= window["start"]
-            ):
+            if not change.labels and _is_newest(window, known.get(change.metric)):
                 known[change.metric] = {"value": change.value, "window": window}
         self._latest.update(fresh)
 
