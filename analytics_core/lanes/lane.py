@@ -151,7 +151,8 @@ class Lane:
         """One window if there is one, and a commit when it is due."""
         durable = self._log.wait(self.position, min(_WAIT_SECONDS, self._pace.checkpoint_seconds))
         if durable - self.position < _GATHER_ROWS:
-            self._stopping.wait(max(0.0, self._turned_at + _GATHER_SECONDS - time.monotonic()))
+            gather = min(_GATHER_SECONDS, self._pace.checkpoint_seconds)
+            self._stopping.wait(max(0.0, self._turned_at + gather - time.monotonic()))
         self._turned_at = time.monotonic()
         if durable > self.position and not self._stopping.is_set():
             self._take(fold.advance(self.position, WINDOW_ROWS))

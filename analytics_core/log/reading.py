@@ -127,8 +127,8 @@ class FrameReader:
         """Segment, offset and position of the nearest known frame at or before ``start``."""
         with self._lock:
             cursor = self._cursors.get(start)
-        if cursor is not None:
-            return *cursor, start
+        if cursor is not None and segment_path(self._directory, cursor[0]).exists():
+            return *cursor, start  # a segment that is read to its end may be trimmed before the next read
         firsts = self.firsts()
         at = bisect_right(firsts, start) - 1
         if at < 0:

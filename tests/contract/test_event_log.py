@@ -82,6 +82,14 @@ def test_each_event_and_each_watermark_takes_one_position(log: EventLog) -> None
     assert seqs(batches) == [0, 1, 2, 3, 4, 6]
 
 
+def test_a_reader_at_the_end_of_a_trimmed_segment_reads_on(log: EventLog) -> None:
+    for _ in range(4):
+        log.append([events(300)], NOW)
+    _, position = log.read(0, 300)
+    assert log.trim(position) == position, "one segment for each append"
+    assert seqs(read_all(log, position)) == list(range(position, log.durable))
+
+
 def test_events_come_back_as_they_were(log: EventLog) -> None:
     sent = events(50)
     log.append([sent], NOW)
