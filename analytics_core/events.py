@@ -6,6 +6,8 @@ lives in the core, and is never reloaded, so plugins of any generation may hold 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import UNSET, Raw, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 
 if TYPE_CHECKING:
     import pandas
@@ -179,9 +181,8 @@ class EventBatch:
 
     def rows(self) -> list[Row]:
         """The events one by one, decoded: about 5 us each, for plugins that are written for clarity."""
-        decode = msgspec.json.Decoder(dict[str, Any]).decode
         return [
-            Row(**{**row, "properties": decode(row["properties"]), "context": decode(row["context"])})
+            Row(**{**row, "properties": _object(row["properties"]), "context": _object(row["context"])})
             for row in self.record_batch.drop_columns(["partition", "tenant"]).to_pylist()
         ]
 
@@ -199,6 +200,10 @@ class EventBatch:
         return polars.from_arrow(pa.Table.from_batches([self.record_batch]))
 
 
+_any_object: Final = msgspec.json.Decoder(dict[str, Any])
+_MOST_DIGITS: Final = 4_300
+"""Python turns no longer text into an integer."""
+_ESCAPE: Final = re.compile(rb"\\u")
 _LARGEST: Final = 2.0**1023
 _EMPTY = pa.RecordBatch.from_pylist([], schema=SCHEMA)
 
@@ -209,9 +214,44 @@ def extract_property(column: pa.Array, name: str, kind: type) -> pa.Array:
     head, *path = name.split(".")
     if not len(column):
         return pa.array([], arrow)
-    holder = msgspec.defstruct("Holder", [("value", Any, UNSET)], rename={"value": head}, gc=False)
-    values = [_walk(found.value, path) for found in _decode_all(column, holder)]
-    return pa.array([_typed(value, kind, accepted) for value in values], arrow)
+    at = np.flatnonzero(_may_name(column, head))
+    if not len(at):
+        return pa.nulls(len(column), arrow)
+    holding = column if len(at) == len(column) else column.take(pa.array(at))
+    values = None if path else _decode_typed(holding, head, kind, arrow)
+    if values is None:
+        found = _decode_all(holding, _holder(head, Any))
+        values = pa.array([_typed(_walk(one.value, path), kind, accepted) for one in found], arrow)
+    if len(at) == len(column):
+        return values
+    places = np.zeros(len(column), np.int32)
+    places[at] = np.arange(len(at), dtype=np.int32)
+    absent = np.ones(len(column), np.bool_)
+    absent[at] = False
+    return values.take(pa.array(places, mask=absent))
+
+
+def _may_name(column: pa.Array, key: str) -> npt.NDArray[np.bool_]:
+    """Which texts may hold ``key``: a search through the bytes is far cheaper than to decode what cannot have it."""
+    if not (key.isascii() and key.isprintable()) or '"' in key or "\\" in key:
+        return np.ones(len(column), np.bool_)
+    if _ESCAPE.search(column.buffers()[2]):  # a key may be written with escapes
+        return np.ones(len(column), np.bool_)
+    mask: npt.NDArray[np.bool_] = pc.match_substring(column, f'"{key}"').to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _holder(key: str, kind: Any) -> Any:
+    return msgspec.defstruct("Holder", [("value", kind, UNSET)], rename={"value": key}, gc=False)
+
+
+def _decode_typed(column: pa.Array, key: str, kind: type, arrow: pa.DataType) -> pa.Array | None:
+    """The usual case in one step: every value is absent, null or of the wanted type. None when one is not."""
+    try:
+        found = msgspec.json.decode(_joined(column), type=list[_holder(key, kind | UnsetType | None)])  # type: ignore[misc]
+        return pa.array([None if one.value is UNSET else one.value for one in found], arrow)
+    except (msgspec.MsgspecError, RecursionError, OverflowError):
+        return None
 
 
 def _typed(value: Any, kind: type, accepted: tuple[type, ...]) -> Any:
@@ -233,12 +273,30 @@ def _walk(value: Any, path: list[str]) -> Any:
 
 
 def _decode_all(column: pa.Array, holder: Any) -> list[Any]:
-    listed = pa.ListArray.from_arrays(pa.array([0, len(column)], pa.int32()), column)
-    joined = pc.binary_join(listed, ",")[0].as_buffer().to_pybytes()
     try:
-        return msgspec.json.decode(b"[" + joined + b"]", type=list[holder])
+        return msgspec.json.decode(_joined(column), type=list[holder])
     except (msgspec.MsgspecError, RecursionError):  # one value that JSON allows and Python cannot hold, such as 1e999
         return [_decode_one(text, holder) for text in column.to_pylist()]
+
+
+def _joined(column: pa.Array) -> bytes:
+    """The texts of a column as one JSON array."""
+    listed = pa.ListArray.from_arrays(pa.array([0, len(column)], pa.int32()), column)
+    inside: bytes = pc.binary_join(listed, ",")[0].as_buffer().to_pybytes()
+    return b"[" + inside + b"]"
+
+
+def _object(text: str) -> dict[str, Any]:
+    """One JSON object. A number that Python cannot hold is an infinity: one such event must not stop a plugin."""
+    try:
+        return _any_object.decode(text)
+    except ValueError:
+        found: dict[str, Any] = json.loads(text, parse_int=_whole)
+        return found
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < _MOST_DIGITS else float(digits)
 
 
 def _decode_one(text: str, holder: Any) -> Any:
@@ -352,6 +410,8 @@ def parse_time(value: str | int | float) -> int:
 
 def _identifiers(values: Sequence[str | int | None]) -> pa.Array:
     """User, anonymous and session ids as text; numbers are written out, the empty string is no id."""
+    if values.count(None) == len(values):
+        return pa.nulls(len(values), pa.string())
     if "" not in values:
         try:
             return pa.array(values, pa.string())
@@ -383,14 +443,21 @@ def times_column(at: npt.NDArray[np.int64]) -> pa.Array:
 
 def texts(values: Sequence[Raw]) -> pa.Array:
     """Raw JSON, known to be UTF-8, as a string column, shape ``(n,)``: one join and one running sum."""
+    if values.count(EMPTY_OBJECT) == len(values):
+        return _empty_objects(len(values))
     offsets = np.zeros(len(values) + 1, np.int32)
     np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=offsets[1:])
     joined = b"".join(values)
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(joined))
 
 
+def _empty_objects(length: int) -> pa.Array:
+    offsets = np.arange(0, 2 * length + 1, 2, dtype=np.int32)
+    return pa.StringArray.from_buffers(length, pa.py_buffer(offsets), pa.py_buffer(b"{}" * length))
+
+
 class Columns(Struct):
-    """The fields of many events, each a tuple of shape ``(n,)`` in the events' order: `Event` turned on its side."""
+    """The fields of many events, each of shape ``(n,)`` in the events' order: `Event` turned on its side."""
 
     name: Sequence[str]
     properties: Sequence[Raw]
@@ -403,8 +470,17 @@ class Columns(Struct):
 
     @classmethod
     def of(cls, events: Sequence[Event]) -> Columns:
-        """One pass over ``events``, which must not be empty."""
-        return cls(*zip(*map(msgspec.structs.astuple, events), strict=True))
+        """A comprehension for each field: quicker than one pass that makes a tuple of each event."""
+        return cls(
+            [e.name for e in events],
+            [e.properties for e in events],
+            [e.user_id for e in events],
+            [e.anonymous_id for e in events],
+            [e.session_id for e in events],
+            [e.timestamp for e in events],
+            [e.message_id for e in events],
+            [e.context for e in events],
+        )
 
 
 def to_batch(

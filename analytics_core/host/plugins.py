@@ -33,7 +33,7 @@ from analytics_core.manifest import Deployment
 from analytics_core.records import Answer, Enrichment, Outcome, ProcessResult, Question, Reply, Request
 from analytics_core.state import StateStore
 
-SWITCH_SECONDS: Final = 0.0005
+SWITCH_SECONDS: Final = 0.0001
 """How long one busy thread may keep the interpreter from the acknowledgement path (DESIGN §7)."""
 _SHORTEST_TICK: Final = 0.01
 _SETTLE_SECONDS: Final = 10.0

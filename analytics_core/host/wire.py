@@ -62,6 +62,8 @@ class Failure(Struct, frozen=True):
     seconds: float = 0.0
     seq: int = 0
     first: int = 0
+    refusal: str | None = None
+    """What the ``ValueError`` said that ``ingest`` raised: how an adapter refuses its client's body."""
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -70,7 +72,8 @@ class Failure(Struct, frozen=True):
             case HookTimeoutError():
                 return cls("timeout", text, error.hook)
             case HookFailedError():
-                return cls("hook", text, error.hook)
+                cause = error.__cause__ if error.hook == "ingest" else None
+                return cls("hook", text, error.hook, refusal=str(cause) if isinstance(cause, ValueError) else None)
             case HookRefusedError():
                 return cls("refused", text)
             case TrimmedError():
@@ -90,6 +93,8 @@ class Failure(Struct, frozen=True):
                 failed = kind.__new__(kind)
                 PluginError.__init__(failed, plugin, text)
                 failed.hook = self.hook
+                if self.refusal is not None:
+                    failed.__cause__ = ValueError(self.refusal)
                 return failed
             case "refused":
                 return HookRefusedError(plugin, text)

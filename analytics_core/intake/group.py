@@ -47,7 +47,17 @@ _NULL = b"null"
 class Submission:
     """One request on its way: what it brought, and what became of it so far."""
 
-    __slots__ = ("accepted", "decoded", "duplicates", "idempotency_key", "received_at", "seq", "settled", "shift")
+    __slots__ = (
+        "accepted",
+        "decoded",
+        "deduplicated",
+        "duplicates",
+        "idempotency_key",
+        "received_at",
+        "seq",
+        "settled",
+        "shift",
+    )
 
     def __init__(
         self,
@@ -64,6 +74,8 @@ class Submission:
         self.settled = settled
         self.accepted = 0
         self.duplicates = 0
+        self.deduplicated: Literal["messageId", "idempotencyKey", "none"] = "messageId"
+        """By what its events are counted once."""
         self.seq: int | None = None
 
     def reject(self, row: int, field: str, message: str) -> None:
@@ -76,14 +88,9 @@ class Submission:
             accepted=self.accepted,
             duplicates=self.duplicates,
             rejected=sorted(self.decoded.bad, key=lambda e: e.index),
-            deduplicated=self._deduplicated(),
+            deduplicated=self.deduplicated,
             seq=self.seq if self.seq is not None else durable - 1,
         )
-
-    def _deduplicated(self) -> Literal["messageId", "idempotencyKey", "none"]:
-        if all(e.message_id for e in self.decoded.events):
-            return "messageId"
-        return "idempotencyKey" if self.idempotency_key else "none"
 
 
 class Ids:
@@ -136,6 +143,7 @@ class Group:
         for row, made in zip(missing, fresh, strict=True):
             submission = self._submissions[owner[row]]
             key = submission.idempotency_key
+            submission.deduplicated = "idempotencyKey" if key else "none"
             local = int(row - self._starts[owner[row]])
             filled[row] = f"{key}:{submission.decoded.index[local]}" if key else made
         return filled
@@ -258,7 +266,8 @@ def _lengths(column: pa.Array) -> npt.NDArray[np.int32]:
 
 
 def _check_words(names: Sequence[str], batch: pa.RecordBatch, errors: dict[int, tuple[str, str]]) -> None:
-    if "" in names or max(map(len, names)) > MAX_NAME:
+    words = batch.column("name").dictionary.to_pylist()
+    if "" in words or max(map(len, words)) > MAX_NAME:
         for row, name in enumerate(names):
             if not name:
                 errors.setdefault(row, ("event", "is empty"))

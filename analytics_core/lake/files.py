@@ -125,13 +125,14 @@ def partitions(events: pa.Table) -> Iterator[tuple[str, str, pa.Table]]:
     days = at // DAY
     months = days.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
     code = np.where(np.abs(received - at) <= _NEAR, days, -1 - months)  # a month is a negative code
-    keys = np.stack([tenants.indices.to_numpy().astype(np.int64), code])
-    found, member = np.unique(keys, axis=1, return_inverse=True)
-    for index, (word, part) in enumerate(found.T.tolist()):
+    keys = code * len(tenants.dictionary) + tenants.indices.to_numpy()
+    found, member = np.unique(keys, return_inverse=True)
+    for index, key in enumerate(found.tolist()):
+        part, word = divmod(key, len(tenants.dictionary))
         tenant = tenants.dictionary[word].as_py()
         if not _TENANT.fullmatch(tenant):
             raise StorageError(f"tenant {tenant!r} cannot be stored; valid are ids like {_TENANT.pattern}")
-        rows = events if found.shape[1] == 1 else events.take(pa.array(np.flatnonzero(member.reshape(-1) == index)))
+        rows = events if len(found) == 1 else events.take(pa.array(np.flatnonzero(member == index)))
         yield tenant, _part_name(part), rows
 
 

@@ -24,6 +24,8 @@ from analytics_core.state import Message
 NAME: Final = "live-metrics"
 _WINDOW_ROWS: Final = 65_536
 _WAIT_SECONDS: Final = 0.5
+_REST: Final = 4
+"""For each second of work so many of rest: a round costs mostly by the round, and the acknowledgement goes first."""
 _PACE_SECONDS: Final = 0.05
 _FARTHEST: Final = 4_000_000
 """Positions that a start goes back at most: fresh figures now are worth more than a complete first minute."""
@@ -111,10 +113,12 @@ class LiveMetrics:
             if self._log.wait(self._position, _WAIT_SECONDS) <= self._position:
                 continue
             begun = time.monotonic()
-            while self._read() and time.monotonic() - begun < _PACE_SECONDS:
+            while (behind := self._read()) and time.monotonic() - begun < _PACE_SECONDS:
                 pass
             self._publish()
-            self._stopping.wait(max(0.0, begun + _PACE_SECONDS - time.monotonic()))
+            spent = time.monotonic() - begun
+            if not behind:
+                self._stopping.wait(max(_PACE_SECONDS - spent, spent * _REST))
 
     def _read(self) -> bool:
         """Take one window of the log; whether there may be more."""

@@ -19,6 +19,8 @@ from analytics_core.lanes import LaneView
 from analytics_core.log import EventLog
 
 NAME: Final = "store-writer"
+_ROW_BYTES: Final = 256.0
+"""What a row is taken to hold until the first commit has shown it."""
 _ROWS: Final = 8_192
 """Rows of one read. Batches of one event take 5 kB each until they are put together, so this bounds the memory."""
 _PACE_SECONDS: Final = 0.25
@@ -59,10 +61,9 @@ class StoreWriter:
         self._reason = ""
         self._upkeep_reason = ""
         self._events = 0
-        self._scanned = store.position
-        self._bytes = 0
-        self._rows = 0
-        self._pending_since = time.monotonic()
+        self._row_bytes = _ROW_BYTES
+        self._pending_since: float | None = None
+        self._patience = storage.store_commit_seconds
         self._flush_to = 0
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -128,7 +129,6 @@ class StoreWriter:
             self._say_goodbye()
 
     def _step(self) -> None:
-        self._scan()
         due = self._due()
         if due:
             self._commit()
@@ -145,49 +145,58 @@ class StoreWriter:
         self._forget()
         self._stopping.wait(pause)
 
-    def _scan(self) -> None:
-        """Count what is pending, up to one commit."""
-        while self._bytes < self._limits.store_commit_bytes:
-            batches, end = self._source.read(self._scanned, _ROWS)
-            if end == self._scanned:
-                return
-            if self._scanned == self._store.position:
-                self._pending_since = time.monotonic()
-            self._rows += sum(len(batch) for batch in batches)
-            self._bytes += sum(batch.record_batch.nbytes for batch in batches)
-            self._scanned = end
-
     def _due(self) -> bool:
-        position = self._store.position
-        if self._scanned <= position:
+        """By the number of waiting positions and the size of the last commit's rows: no event is read for this."""
+        position, durable = self._store.position, self._source.durable
+        if durable <= position:
+            self._forget()
             return False
-        waited = time.monotonic() - self._pending_since
-        patience = self._limits.store_commit_seconds * (1 if self._rows else _IDLE_FACTOR)
-        return self._bytes >= self._limits.store_commit_bytes or waited >= patience or self._flush_to > position
+        now = time.monotonic()
+        if self._pending_since is None:
+            self._pending_since = now
+        size = (durable - position) * self._row_bytes
+        waited = now - self._pending_since
+        return size >= self._limits.store_commit_bytes or waited >= self._patience or self._flush_to > position
 
     def _commit(self) -> None:
-        position, pieces = self._store.position, [SCHEMA.empty_table()]
-        while position < self._scanned:
-            batches, position = self._source.read(position, _ROWS)
-            rows = [batch.record_batch for batch in batches if len(batch)]
-            if rows:
-                pieces.append(pa.Table.from_batches(rows, SCHEMA).unify_dictionaries().combine_chunks())
-        self._events += self._store.append(pa.concat_tables(pieces), position)
+        """Store what waits, up to about ``store_commit_bytes``. Watermarks alone can wait longer."""
+        events, position = self._pending()
+        if not events.num_rows and self._patience < self._idle_patience() and self._flush_to <= self._store.position:
+            self._patience = self._idle_patience()
+            return
+        if events.num_rows:
+            self._row_bytes = max(1.0, events.nbytes / events.num_rows)
+        self._events += self._store.append(events, position)
         self._forget()
         with self._committed:
             self._committed.notify_all()
         self._source.trim(min(self._store.position, self._dedup_floor()))
 
+    def _pending(self) -> tuple[pa.Table, int]:
+        position, size, pieces = self._store.position, 0, [SCHEMA.empty_table()]
+        while size < self._limits.store_commit_bytes:
+            batches, end = self._source.read(position, _ROWS)
+            if end == position:
+                break
+            position = end
+            rows = [batch.record_batch for batch in batches if len(batch)]
+            if rows:
+                pieces.append(pa.Table.from_batches(rows, SCHEMA).unify_dictionaries().combine_chunks())
+                size += pieces[-1].nbytes
+        return pa.concat_tables(pieces), position
+
+    def _idle_patience(self) -> float:
+        return self._limits.store_commit_seconds * _IDLE_FACTOR
+
     def _forget(self) -> None:
-        self._scanned, self._bytes, self._rows = self._store.position, 0, 0
+        self._pending_since, self._patience = None, self._limits.store_commit_seconds
 
     def _say_goodbye(self) -> None:
         deadline = time.monotonic() + _GOODBYE_SECONDS
         try:
-            self._scan()
-            while self._scanned > self._store.position and time.monotonic() < deadline:
+            while self._source.durable > self._store.position and time.monotonic() < deadline:
+                self._flush_to = self._source.durable
                 self._commit()
-                self._scan()
         except Exception as error:  # the log has it all, and the next start goes on from there
             _log.error("store_writer_failed", reason=str(error), position=self._store.position)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from analytics_core.errors import ParameterError, QueryError, TrimmedError
 from analytics_core.events import micros, moment
@@ -135,11 +135,11 @@ class History:
     ) -> dict[str, Any]:
         """Events newest first: ``{"rows": [...], "next_cursor": str | None, "watermark": ISO time | None}``.
 
-        A row has the wire's names (``event``, ``userId``, ...), ``properties`` and ``context`` as objects, and
-        ``partition`` and ``seq``. The cursor is the last row's key (``timestamp``, ``partition``, ``seq``), so that
-        what arrives meanwhile neither repeats nor hides a row. ``names`` keeps only these events. ``asked`` is how the
-        range was written ("7d"): given, it ties the cursor instead of ``start`` and ``end``, and the pages that follow
-        keep the range of the first.
+        A row has the wire's names (``event``, ``userId``, ...), ``properties`` and ``context`` as the JSON that was
+        sent (`Raw`: it may hold numbers that Python does not), and ``partition`` and ``seq``. The cursor is the last
+        row's key (``timestamp``, ``partition``, ``seq``), so that what arrives meanwhile neither repeats nor hides a
+        row. ``names`` keeps only these events. ``asked`` is how the range was written ("7d"): given, it ties the cursor
+        instead of ``start`` and ``end``, and the pages that follow keep the range of the first.
 
         :raises ParameterError: for a limit outside 1..1000, and a cursor of another query.
         """
@@ -196,8 +196,8 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "receivedAt": row["received_at"].isoformat(),
         "messageId": row["event_id"],
         "source": row["source"],
-        "properties": msgspec.json.decode(row["properties"]),
-        "context": msgspec.json.decode(row["context"]),
+        "properties": Raw(row["properties"]),
+        "context": Raw(row["context"]),
         "partition": row["partition"],
         "seq": row["seq"],
     }

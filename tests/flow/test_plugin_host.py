@@ -379,6 +379,8 @@ def test_a_foreign_protocol_goes_in_and_its_answer_out(house: House, isolation: 
     body = """
     @hookimpl
     def ingest(self, request):
+        if not request.body:
+            raise ValueError("no word was sent")
         return [Event.of(word, {"from": request.path}) for word in request.body.decode().split()]
 
     @hookimpl
@@ -400,6 +402,10 @@ def test_a_foreign_protocol_goes_in_and_its_answer_out(house: House, isolation: 
             ]
             reply = await host.reply("words", request, Outcome(accepted=2))
             assert (reply.status, reply.body, reply.headers) == (200, b"2 taken", {"X-Tenant": "a"})
+            with pytest.raises(HookFailedError) as refused:
+                await host.ingest("words", msgspec.structs.replace(request, body=b""))
+            assert isinstance(refused.value.__cause__, ValueError)
+            assert str(refused.value.__cause__) == "no word was sent"
 
     asyncio.run(main())
 

@@ -20,6 +20,7 @@ from analytics_core.events import (
     Event,
     EventBatch,
     clock_skew,
+    extract_property,
     micros,
     moment,
     parse_time,
@@ -150,6 +151,23 @@ def test_a_number_that_python_cannot_hold_spoils_only_its_own_row() -> None:
         Event.of("a", {"n": 3}),
     ]
     assert batch(events).property("n", float).to_pylist() == [1.0, None, 3.0]
+    assert [row.properties for row in batch(events).rows()] == [{"n": 1}, {"n": float("inf")}, {"n": 3}]
+
+
+def test_an_integer_of_any_length_can_be_read() -> None:
+    digits = "1" + "0" * 5_000
+    event = Event(name="a", properties=msgspec.Raw(f'{{"n": {digits}, "m": 2}}'.encode()))
+    assert batch([event]).rows()[0].properties == {"n": float("inf"), "m": 2}
+    assert batch([event]).property("m", int).to_pylist() == [2]
+
+
+@given(
+    st.lists(st.sampled_from(['{"n":1}', "{}", '{"m":{"n":2}}', '{"\\u006e":3}', '{"m":"n"}', '{"n":"x"}', '{"nn":4}']))
+)
+def test_a_property_is_found_however_its_key_is_written(texts_: list[str]) -> None:
+    column = pa.array(texts_, pa.string())
+    expected = [{'{"n":1}': 1.0, '{"\\u006e":3}': 3.0}.get(text) for text in texts_]
+    assert extract_property(column, "n", float).to_pylist() == expected
 
 
 def test_concat_keeps_order_and_the_last_watermark() -> None:

@@ -78,7 +78,7 @@ class TenantFold:
             for low, high in zip(first.tolist(), ahead, strict=True):
                 insights += self._reach(int(clock[low]))
                 part = EventBatch(batch.record_batch.slice(low, high - low), batch.tenant, batch.watermark)
-                if timings := read(part.filter(on_time[low:high])):
+                if timings := read(part if on_time[low:high].all() else part.filter(on_time[low:high])):
                     changed |= self._add(timings)
             insights += self._reach(int(clock[-1]))
         else:

@@ -36,21 +36,16 @@ def read(batch: EventBatch) -> Timings | None:
 
     An event failed when ``properties.error`` is true or ``properties.status`` is 500 or more.
     """
-    text = batch.column("properties")
-    # Most events have none. A key may also be written with escapes, so those are decoded too.
-    likely = pc.or_(pc.match_substring(text, '"duration"'), pc.match_substring(text, "\\u"))
-    batch = batch.filter(likely)
-    if not len(batch):
-        return None
     duration = batch.property("duration", float)
-    batch = batch.filter(pc.fill_null(pc.and_(pc.is_finite(duration), pc.greater_equal(duration, 0)), fill_value=False))
+    timed = pc.fill_null(pc.and_(pc.is_finite(duration), pc.greater_equal(duration, 0)), fill_value=False)
+    batch = batch.filter(timed)
     if not len(batch):
         return None
     names = batch.column("name")
     status = batch.property("status", float).fill_null(0)
     return Timings(
         at=batch.column("timestamp").cast(pa.int64()).to_numpy(),
-        duration=batch.property("duration", float).to_numpy(),
+        duration=duration.filter(timed).to_numpy(),
         failed=pc.or_(batch.property("error", bool).fill_null(False), pc.greater_equal(status, SERVER_ERROR)).to_numpy(
             zero_copy_only=False
         ),
