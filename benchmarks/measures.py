@@ -190,7 +190,7 @@ def _stored_ids(server: Server) -> dict[str, int]:
         with urllib.request.urlopen(request, timeout=60) as reply:
             page = msgspec.json.decode(reply.read(), type=dict[str, Any])
         for row in page["data"]:
-            found[row["event_id"]] = found.get(row["event_id"], 0) + 1
-        cursor = page.get("cursor")
+            found[row["messageId"]] = found.get(row["messageId"], 0) + 1
+        cursor = page["nextCursor"]
         if not cursor:
             return found
