@@ -53,6 +53,12 @@ DAY: Final = 86_400_000_000
 EARLIEST: Final = 946_684_800_000_000  # 2000-01-01 UTC, microseconds
 _SKEW: Final = 10 * MINUTE
 _FEW: Final = 16  # below this, reading times one by one is quicker than a cast
+MAX_NAME: Final = 256
+"""Characters of an event's name."""
+MAX_ID: Final = 512
+"""Bytes of any id."""
+MAX_DEPTH: Final = 64
+"""Objects and arrays inside each other in ``properties`` and ``context``: what every reader can decode."""
 EMPTY_OBJECT: Final = Raw(b"{}")
 
 
@@ -203,8 +209,9 @@ class EventBatch:
 _any_object: Final = msgspec.json.Decoder(dict[str, Any])
 _MOST_DIGITS: Final = 4_300
 """Python turns no longer text into an integer."""
+_ESCAPABLE: Final = frozenset('"\\/')
+"""What JSON may write in two ways besides the escape by code point."""
 _ESCAPE: Final = re.compile(rb"\\u")
-_LARGEST: Final = 2.0**1023
 _EMPTY = pa.RecordBatch.from_pylist([], schema=SCHEMA)
 
 
@@ -233,7 +240,7 @@ def extract_property(column: pa.Array, name: str, kind: type) -> pa.Array:
 
 def _may_name(column: pa.Array, key: str) -> npt.NDArray[np.bool_]:
     """Which texts may hold ``key``: a search through the bytes is far cheaper than to decode what cannot have it."""
-    if not (key.isascii() and key.isprintable()) or '"' in key or "\\" in key:
+    if not (key.isascii() and key.isprintable()) or set(key) & _ESCAPABLE:
         return np.ones(len(column), np.bool_)
     if _ESCAPE.search(column.buffers()[2]):  # a key may be written with escapes
         return np.ones(len(column), np.bool_)
@@ -259,9 +266,10 @@ def _typed(value: Any, kind: type, accepted: tuple[type, ...]) -> Any:
         return None
     if kind is int:
         return value if -(2**63) <= value < 2**63 else None
-    if kind is float and abs(value) > _LARGEST:
+    try:
+        return kind(value)
+    except OverflowError:  # an integer beyond every float
         return None
-    return float(value) if kind is float else value
 
 
 def _walk(value: Any, path: list[str]) -> Any:

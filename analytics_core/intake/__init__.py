@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -22,18 +23,21 @@ import numpy as np
 import numpy.typing as npt
 
 from analytics_core.config import Intake as IntakeSettings
-from analytics_core.errors import BodyTooLargeError, OverloadedError, RejectedError
+from analytics_core.errors import BodyTooLargeError, OverloadedError, ParameterError, RejectedError
 from analytics_core.events import Event, EventBatch, clock_skew, micros
 from analytics_core.intake.committer import Committer
-from analytics_core.intake.decode import Decoded, decode, inflate
+from analytics_core.intake.decode import Decoded, decode, inflate, recheck
 from analytics_core.intake.group import Group, Ids, Submission
 from analytics_core.log import EventLog
 from analytics_core.log.dedup import Deduplicator
 from analytics_core.records import Outcome
 
-_INFLATE_ON_LOOP = 1 << 16
+_INFLATE_ON_LOOP = 1 << 12
+_USUAL_RATIO = 8
+"""How much larger an inflated body is taken to be until it is known."""
 _GROUP_EVENTS = 16_384
 _UNDER_WAY = 2
+_MAX_KEY = 255
 
 
 class Enricher(Protocol):
@@ -62,6 +66,7 @@ class Intake:
         self._clock = clock
         self._committer = Committer(log, clock)
         self._ids = Ids()
+        self._inflaters = ThreadPoolExecutor(2, thread_name_prefix="inflate")
         self._open: dict[tuple[str, str], deque[Submission]] = {}
         self._under_way: Counter[tuple[str, str]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,7 +88,8 @@ class Intake:
         while self._open or self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.sleep(0)
-        await asyncio.to_thread(self._committer.stop)
+        self._committer.stop()
+        self._inflaters.shutdown(wait=False)
 
     async def accept(
         self,
@@ -94,32 +100,43 @@ class Intake:
         content_encoding: str = "",
         idempotency_key: str | None = None,
     ) -> Outcome:
-        """One native request: bytes in, durable, outcome out.
+        """One native request: bytes in, durable, outcome out. The caller holds `room_for` the body.
 
         :raises RequestError: for a body that cannot be read, is too large, or holds no good event; nothing is stored.
         :raises OverloadedError: when the queue or the disk is full, or a write failed; nothing is stored.
         """
         if len(body) > self._settings.max_body_bytes:
             raise BodyTooLargeError(self._settings.max_body_bytes, inflated=False)
-        with self._room_for(len(body)):
-            inflated = await self._inflate(body, content_encoding) if content_encoding else body
-            with self._room_for(len(inflated) - len(body)):
+        if idempotency_key is not None:
+            _check_key(idempotency_key)
+        if not content_encoding:
+            return await self._submit(decode(body, content_type), tenant, "native", idempotency_key)
+        expected = min(len(body) * _USUAL_RATIO, self._settings.max_inflated_bytes)
+        with self.room_for(expected):
+            inflated = await self._inflate(body, content_encoding)
+            with self.room_for(max(0, len(inflated) - expected)):
                 return await self._submit(decode(inflated, content_type), tenant, "native", idempotency_key)
 
     async def accept_events(
         self, events: Sequence[Event], *, tenant: str, source: str, sent_at: int | None = None
     ) -> Outcome:
         """Events that another protocol's adapter has read; the same path, bounds and errors as `accept`."""
-        size = sum(len(e.properties) + len(e.context) for e in events)
-        with self._room_for(size):
-            return await self._submit(Decoded(list(events), range(len(events)), [], sent_at), tenant, source, None)
+        if not events:
+            return Outcome()
+        decoded = recheck(events)
+        decoded.sent_at = sent_at
+        return await self._submit(decoded, tenant, source, None)
 
     @property
     def queued_bytes(self) -> int:
         return self._queued_bytes
 
     @contextmanager
-    def _room_for(self, size: int) -> Iterator[None]:
+    def room_for(self, size: int) -> Iterator[None]:
+        """Hold ``size`` bytes of the bounded queue: to be taken before a body is read, and kept until its answer.
+
+        :raises OverloadedError: when there is no room.
+        """
         if self._queued_bytes + size > self._settings.queue_bytes:
             raise OverloadedError(f"the ingest queue is full ({self._settings.queue_bytes} bytes)")
         self._queued_bytes += size
@@ -132,12 +149,13 @@ class Intake:
         limit = self._settings.max_inflated_bytes
         if len(body) <= _INFLATE_ON_LOOP:
             return inflate(body, encoding, limit)
-        return await asyncio.to_thread(inflate, body, encoding, limit)
+        return await asyncio.get_running_loop().run_in_executor(self._inflaters, inflate, body, encoding, limit)
 
     async def _submit(self, decoded: Decoded, tenant: str, source: str, idempotency_key: str | None) -> Outcome:
         started = time.perf_counter()
-        received_at = self._received_at()
-        shift = clock_skew(decoded.sent_at, received_at) if decoded.sent_at is not None else 0
+        now = micros(self._clock())
+        self._last_received = received_at = max(self._last_received, now)  # the order of receipt never goes back
+        shift = clock_skew(decoded.sent_at, now) if decoded.sent_at is not None else 0
         submission = Submission(
             decoded, received_at, shift, idempotency_key, asyncio.get_running_loop().create_future()
         )
@@ -152,11 +170,6 @@ class Intake:
         if decoded.bad and not submission.accepted and not submission.duplicates:
             raise RejectedError([{"index": e.index, "field": e.field, "message": e.message} for e in decoded.bad])
         return submission.outcome(self._log.durable)
-
-    def _received_at(self) -> int:
-        """The wall clock, never going back: the log's order of receipt survives a clock that does."""
-        self._last_received = max(self._last_received, micros(self._clock()))
-        return self._last_received
 
     def _join_group(self, submission: Submission, tenant: str, source: str) -> None:
         key = (tenant, source)
@@ -180,15 +193,20 @@ class Intake:
         if not waiting:
             del self._open[key]
         group = Group(submissions, *key, self._settings.max_event_bytes, self._ids)
-        self.clamped += group.clamped
         self._under_way[key] += 1
         task = asyncio.ensure_future(group.run(self._dedup, self._enricher, self._committer))
         self._tasks.add(task)
-        task.add_done_callback(partial(self._group_done, key))
+        task.add_done_callback(partial(self._group_done, key, group))
 
-    def _group_done(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+    def _group_done(self, key: tuple[str, str], group: Group, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self.clamped += group.clamped
         self._under_way[key] -= 1
         if not self._under_way[key]:
             del self._under_way[key]
         self._close_group(key)
+
+
+def _check_key(key: str) -> None:
+    if not (0 < len(key) <= _MAX_KEY and key.isascii() and key.isprintable()):
+        raise ParameterError("Idempotency-Key", f"must be 1 to {_MAX_KEY} printable ASCII characters")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import BinaryIO
 
@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 
 from analytics_core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedTypeError
 from analytics_core.events import Event, FieldError, parse_time
+from analytics_core.intake.splitting import split_array, split_object
 
 try:
     from compression import zstd  # type: ignore[import-not-found,unused-ignore]
@@ -44,6 +45,7 @@ _raw_list = msgspec.json.Decoder(list[Raw])
 _event = msgspec.json.Decoder(Event)
 _raw = msgspec.json.Decoder(Raw)
 _envelope = msgspec.json.Decoder(_Envelope)
+_encode = msgspec.json.Encoder().encode
 _time = msgspec.json.Decoder(str | int | float | None)
 _PATH = re.compile(r" - at `\$\.?([^`]*)`$")
 
@@ -74,11 +76,32 @@ def decode(body: bytes, content_type: str) -> Decoded:
     raise MalformedBodyError("it is empty" if not start else "it is neither a JSON object nor a JSON array")
 
 
+def recheck(events: Sequence[Event]) -> Decoded:
+    """Events that an adapter has built, through the same checks as if they had come over the wire."""
+    texts: list[bytes] = []
+    bad: list[FieldError] = []
+    index: list[int] = []
+    for at, event in enumerate(events):
+        try:
+            texts.append(_encode(event))
+            index.append(at)
+        except (UnicodeEncodeError, msgspec.EncodeError) as error:
+            bad.append(FieldError(at, "", f"cannot be written as JSON: {error}"))
+    decoded = _decode_fit(b"[" + b",".join(texts) + b"]")
+    if decoded is None or len(decoded.events) != len(texts):
+        decoded = _decode_each([Raw(text) for text in texts])
+    bad.extend(FieldError(index[unfit.index], unfit.field, unfit.message) for unfit in decoded.bad)
+    return Decoded(decoded.events, [index[at] for at in decoded.index], bad)
+
+
 def _decode_object(body: bytes) -> Decoded:
     try:
         envelope = _envelope.decode(body)
     except msgspec.ValidationError as error:
         raise MalformedBodyError(str(error)) from None
+    except msgspec.DecodeError:
+        members = split_object(body)
+        envelope = _Envelope(Raw(members.get("events", b"")), Raw(members.get("sentAt", b"")))
     if not len(envelope.events):
         return _decode_each([Raw(body)])
     decoded = _decode_list(bytes(envelope.events))
@@ -92,26 +115,40 @@ def _decode_object(body: bytes) -> Decoded:
 
 
 def _decode_list(body: bytes) -> Decoded:
-    if _is_utf8(body):
-        try:
-            events = _event_list.decode(body)
-            return Decoded(events, range(len(events)), [])
-        except msgspec.ValidationError:
-            pass
+    decoded = _decode_fit(body)
+    if decoded is not None:
+        return decoded
     try:
         return _decode_each(_raw_list.decode(body))
     except msgspec.ValidationError as error:
         raise MalformedBodyError(f"events: {error}") from None
+    except msgspec.DecodeError:
+        return _decode_each([Raw(item) for item in split_array(body)])
+
+
+def _decode_fit(body: bytes) -> Decoded | None:
+    """An array in which every event is fit, in one step; None when one is not."""
+    if not _is_utf8(body):
+        return None
+    try:
+        events = _event_list.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return Decoded(events, range(len(events)), [])
 
 
 def _decode_lines(body: bytes) -> Decoded:
     if _is_utf8(body):
         try:
             events = _event.decode_lines(body)
-            return Decoded(events, range(len(events)), [])
+            if events:
+                return Decoded(events, range(len(events)), [])
         except (msgspec.DecodeError, RecursionError):
             pass
-    return _decode_each([Raw(line) for line in body.splitlines() if line.strip()])
+    lines = [Raw(line) for line in body.splitlines() if line.strip()]
+    if not lines:
+        raise MalformedBodyError("it is empty")
+    return _decode_each(lines)
 
 
 def _decode_each(texts: list[Raw]) -> Decoded:
@@ -136,6 +173,8 @@ def _field_error(at: int, error: Exception) -> FieldError:
     if isinstance(error, RecursionError):
         return FieldError(at, "", "the JSON is nested too deeply")
     text = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return FieldError(at, "", f"malformed JSON: {text} (NaN and half a surrogate pair are not valid)")
     missing = re.fullmatch(r"Object missing required field `(\w+)`.*", text)
     if missing:
         return FieldError(at, missing[1], "is required")

@@ -27,9 +27,9 @@ from analytics_core.events import (
     moment,
     placed,
     read_times,
-    texts,
     to_batch,
 )
+from analytics_core.intake.checks import check_words, json_objects
 from analytics_core.intake.committer import Committer
 from analytics_core.intake.decode import Decoded
 from analytics_core.log.dedup import Deduplicator, Pending
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
     from analytics_core.intake import Enricher
 
 _log = structlog.get_logger("intake")
-MAX_NAME = 256
-MAX_ID = 512
-_NULL = b"null"
 
 
 class Submission:
@@ -83,13 +80,14 @@ class Submission:
         self.decoded.bad.append(FieldError(self.decoded.index[row], field, message))
 
     def outcome(self, durable: int) -> Outcome:
-        """``durable``: the log's position now, which is where a request of duplicates alone can be read."""
+        """``durable``: the log's position now, below which what the duplicates repeat is to be found."""
+        seq = durable - 1 if self.duplicates or self.seq is None else self.seq
         return Outcome(
             accepted=self.accepted,
             duplicates=self.duplicates,
             rejected=sorted(self.decoded.bad, key=lambda e: e.index),
             deduplicated=self.deduplicated,
-            seq=self.seq if self.seq is not None else durable - 1,
+            seq=seq if seq >= 0 else None,
         )
 
 
@@ -102,43 +100,51 @@ class Ids:
 
 
 class Group:
-    """Checks its rows when made; `run` then drops duplicates, enriches, commits and settles every submission."""
+    """`run` checks the rows, drops duplicates, enriches, commits, and settles every submission whatever happens."""
 
     def __init__(
         self, submissions: Sequence[Submission], tenant: str, source: str, max_event_bytes: int, ids: Ids
     ) -> None:
         self._submissions = submissions
         self._tenant = tenant
-        counts = [len(s.decoded.events) for s in submissions]
+        self._source = source
+        self._max_event_bytes = max_event_bytes
+        self._ids = ids
+        self.clamped = 0
+        """How many events said to be from the far future."""
+
+    def _checked(self) -> tuple[pa.RecordBatch, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The good rows as columns, which rows of the group they are, and whose."""
+        counts = [len(s.decoded.events) for s in self._submissions]
         self._starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
         owner = np.repeat(np.arange(len(counts)), counts)
-        columns = Columns.of(_flatten(submissions))
-        received = np.array([s.received_at for s in submissions], np.int64)[owner]
-        shift = np.array([s.shift for s in submissions], np.int64)[owner] if any(s.shift for s in submissions) else None
-        times = read_times(columns.timestamp, received, shift)
+        columns = Columns.of(_flatten(self._submissions))
+        received = np.array([s.received_at for s in self._submissions], np.int64)[owner]
+        shift = np.array([s.shift for s in self._submissions], np.int64)[owner]
+        times = read_times(columns.timestamp, received, shift if shift.any() else None)
         errors: dict[int, tuple[str, str]] = {row: ("timestamp", text) for row, text in times.errors.items()}
         self.clamped = int(times.clamped.sum())
-        changed = times.clamped if shift is None else times.clamped | (shift != 0)
+        changed = times.clamped | (shift != 0)
         if changed.any():
             columns.context = _with_original(columns, np.flatnonzero(changed).tolist())
         batch = to_batch(
             columns,
-            tenant=tenant,
-            event_ids=pa.array(self._event_ids(columns.message_id, owner, ids), pa.string()),
-            properties=_objects("properties", columns.properties, max_event_bytes, errors),
-            context=_objects("context", columns.context, max_event_bytes, errors),
+            tenant=self._tenant,
+            event_ids=pa.array(self._event_ids(columns.message_id, owner), pa.string()),
+            properties=json_objects("properties", columns.properties, self._max_event_bytes, errors),
+            context=json_objects("context", columns.context, self._max_event_bytes, errors),
             at=times.at,
             received_at=received,
-            source=source,
+            source=self._source,
         )
-        _check_words(columns.name, batch, errors)
-        self._batch, self._rows, self._owner = self._without(errors, batch, owner)
+        check_words(batch, errors)
+        return self._without(errors, batch, owner)
 
-    def _event_ids(self, given: Sequence[str | None], owner: npt.NDArray[np.int64], ids: Ids) -> Sequence[str | None]:
+    def _event_ids(self, given: Sequence[str | None], owner: npt.NDArray[np.int64]) -> Sequence[str | None]:
         if all(given):
             return given
         missing = [row for row, value in enumerate(given) if not value]
-        fresh = ids.take(len(missing))
+        fresh = self._ids.take(len(missing))
         filled = list(given)
         for row, made in zip(missing, fresh, strict=True):
             submission = self._submissions[owner[row]]
@@ -167,7 +173,7 @@ class Group:
         """Settle every submission: with its counts, or with the error that kept its rows out of the log."""
         failure: Exception | None = None
         try:
-            await self._store(self._batch, self._rows, self._owner, dedup, enricher, committer)
+            await self._store(*self._checked(), dedup, enricher, committer)
         except AnalyticsError as error:
             failure = error
         except Exception as error:
@@ -222,17 +228,32 @@ class Group:
     ) -> None:
         try:
             if enricher.enriches():
-                batch, rows, owner = await self._enrich(batch, rows, owner, enricher)
-            first = await asyncio.wrap_future(committer.submit(batch)) if batch.num_rows else 0
+                kept = await self._enrich(batch, rows, owner, enricher)
+                if kept[0].num_rows < batch.num_rows:
+                    pending = self._readmit(kept[0], pending, dedup)
+                batch, rows, owner = kept
+            if not batch.num_rows:
+                return
+            first = await asyncio.wrap_future(committer.submit(batch))
         except BaseException as error:
-            dedup.fail(pending, error)
+            if not pending.future.done():
+                dedup.fail(pending, error)
             raise
         dedup.commit(pending, first)
-        if not batch.num_rows:
-            return
         self._count(owner, "accepted")
-        for index in np.unique(owner).tolist():
-            self._submissions[index].seq = first + int(np.flatnonzero(owner == index)[-1])
+        present = np.unique(owner)
+        for index, last in zip(present, np.searchsorted(owner, present, side="right") - 1, strict=True):
+            self._submissions[index].seq = first + int(last)
+
+    def _readmit(self, kept: pa.RecordBatch, pending: Pending, dedup: Deduplicator) -> Pending:
+        """What was dropped is not in the log, so its ids are to be new again. Nobody else can come in between: who
+        waits for ``pending`` runs in a later turn of the loop."""
+        dedup.fail(pending, LogWriteError("the log", ValueError("dropped by an enrich plugin")))
+        if not kept.num_rows:
+            return pending
+        again = dedup.admit(dedup.hashes(self._tenant, kept.column("event_id")))
+        assert again.pending is not None
+        return again.pending
 
     async def _enrich(
         self, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], owner: npt.NDArray[np.int64], enricher: Enricher
@@ -257,52 +278,6 @@ def _flatten(submissions: Sequence[Submission]) -> list[Event]:
     if len(submissions) == 1:
         return submissions[0].decoded.events
     return [event for submission in submissions for event in submission.decoded.events]
-
-
-def _lengths(column: pa.Array) -> npt.NDArray[np.int32]:
-    """Bytes of each string, shape ``(n,)``; for a column that starts at its buffers' beginning."""
-    offsets = np.frombuffer(column.buffers()[1], np.int32, len(column) + 1)
-    return offsets[1:] - offsets[:-1]
-
-
-def _check_words(names: Sequence[str], batch: pa.RecordBatch, errors: dict[int, tuple[str, str]]) -> None:
-    words = batch.column("name").dictionary.to_pylist()
-    if "" in words or max(map(len, words)) > MAX_NAME:
-        for row, name in enumerate(names):
-            if not name:
-                errors.setdefault(row, ("event", "is empty"))
-            elif len(name) > MAX_NAME:
-                errors.setdefault(row, ("event", f"is longer than {MAX_NAME} characters"))
-    wire = {"event_id": "messageId", "user_id": "userId", "anonymous_id": "anonymousId", "session_id": "sessionId"}
-    for column, field in wire.items():
-        lengths = _lengths(batch.column(column))
-        if lengths.max() <= MAX_ID:
-            continue
-        for row in np.flatnonzero(lengths > MAX_ID).tolist():
-            errors.setdefault(row, (field, f"is longer than {MAX_ID} bytes"))
-
-
-def _objects(field: str, values: Sequence[Raw], max_bytes: int, errors: dict[int, tuple[str, str]]) -> pa.Array:
-    """Raw JSON values as a string column of objects: null is the empty object, any other kind an error of its row."""
-    column = texts(values)
-    offsets = np.frombuffer(column.buffers()[1], np.int32, len(values) + 1)
-    first = np.frombuffer(column.buffers()[2], np.uint8)[offsets[:-1]]
-    strange = first != ord("{")
-    if strange.any():
-        replaced = list(values)
-        for row in np.flatnonzero(strange).tolist():
-            if bytes(values[row]) != _NULL:
-                kind = type(msgspec.json.decode(values[row])).__name__
-                errors.setdefault(row, (field, f"must be a JSON object, not {_JSON_KINDS.get(kind, kind)}"))
-            replaced[row] = Raw(b"{}")
-        return _objects(field, replaced, max_bytes, errors)
-    sizes = offsets[1:] - offsets[:-1]
-    for row in np.flatnonzero(sizes > max_bytes).tolist() if sizes.max() > max_bytes else ():
-        errors.setdefault(row, (field, f"is larger than {max_bytes} bytes"))
-    return column
-
-
-_JSON_KINDS = {"int": "a number", "float": "a number", "str": "a string", "list": "an array", "bool": "true or false"}
 
 
 def _with_original(columns: Columns, rows: list[int]) -> list[Raw]:

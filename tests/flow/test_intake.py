@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from analytics_core.config import Intake as IntakeSettings
-from analytics_core.errors import LogFullError, LogWriteError, OverloadedError, RejectedError
+from analytics_core.errors import LogFullError, LogWriteError, OverloadedError, ParameterError, RejectedError
 from analytics_core.events import Event, EventBatch
 from analytics_core.intake import Intake
 from analytics_core.log.dedup import Deduplicator
@@ -62,9 +62,10 @@ class House:
         self.log = log
 
     async def post(self, events: Any, **arguments: Any) -> Outcome:
-        return await self.intake.accept(
-            msgspec.json.encode(events), tenant=arguments.pop("tenant", "default"), **arguments
-        )
+        body = events if isinstance(events, bytes) else msgspec.json.encode(events)
+        tenant = arguments.pop("tenant", "default")
+        with self.intake.room_for(len(body)):
+            return await self.intake.accept(body, tenant=tenant, **arguments)
 
     def rows(self) -> list[tuple[str, str]]:
         batches, _ = self.log.read(self.log.first, 1_000_000)
@@ -285,6 +286,84 @@ def test_enrichment_changes_and_drops_before_the_commit(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_an_event_that_was_dropped_is_no_duplicate_later(tmp_path: Path) -> None:
+    class Drops(Plain):
+        names: tuple[str, ...] = ("bot",)
+
+        def enriches(self) -> bool:
+            return True
+
+        async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Any]:
+            return batch, np.array([name in self.names for name in batch.column("name").to_pylist()])
+
+    async def scenario() -> None:
+        enricher = Drops()
+        async with house(tmp_path, enricher) as h:
+            assert (await h.post([event("a", "1"), event("bot", "2")])).accepted == 1
+            with pytest.raises(RejectedError):
+                await h.post([event("bot", "2")])
+            enricher.names = ()
+            outcome = await h.post([event("a", "1"), event("bot", "2")])
+            assert (outcome.accepted, outcome.duplicates) == (1, 1)
+            assert [name for _, name in h.rows()] == ["a", "bot"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ("1e999", "must be a JSON object, not a number"),
+        ('"x"', "must be a JSON object, not a string"),
+        ("[1]", "must be a JSON object, not an array"),
+        ("true", "must be a JSON object, not true"),
+        ('{"a":' * 65 + "1" + "}" * 65, "is nested deeper than 64 levels"),
+        ('{"a":"' + "[" * 500 + '","b":' + "[" * 64 + "]" * 64 + "}", "is nested deeper than 64 levels"),
+    ],
+)
+def test_unfit_properties_are_an_error_of_their_event(tmp_path: Path, properties: str, message: str) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            outcome = await h.post(f'[{{"event":"a","properties":{properties}}},{{"event":"b"}}]'.encode())
+            assert [(e.index, e.field, e.message) for e in outcome.rejected] == [(0, "properties", message)]
+            assert outcome.accepted == 1
+
+    run(scenario)
+
+
+def test_brackets_in_text_are_no_depth(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            assert (await h.post([event("a", properties={"x": "[{" * 500 + '"\\'})])).accepted == 1
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("key", ["", "k" * 256, "caf\xe9", "ab\udcff", "a\nb"], ids=range(5))
+def test_an_unfit_idempotency_key_is_refused_and_harms_nobody(tmp_path: Path, key: str) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            with pytest.raises(ParameterError, match="Idempotency-Key: must be 1 to 255 printable"):
+                await h.post([event("a")], idempotency_key=key)
+            assert (await h.post([event("a")], idempotency_key="fit")).accepted == 1
+            assert h.intake.queued_bytes == 0
+
+    run(scenario)
+
+
+def test_a_fault_in_a_group_settles_every_request_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with house(tmp_path) as h:
+            with monkeypatch.context() as patched:
+                patched.setattr("analytics_core.intake.group.to_batch", lambda *_, **__: 1 / 0)
+                posts = (h.post([event("a", f"{i}")]) for i in range(5))
+                outcomes = await asyncio.gather(*posts, return_exceptions=True)
+            assert [type(o) for o in outcomes] == [LogWriteError] * 5
+            assert (await h.post([event("a", "0")])).accepted == 1
+
+    run(scenario)
+
+
 def test_a_rejecting_enricher_stores_nothing_and_the_ids_stay_new(tmp_path: Path) -> None:
     class Rejects(Plain):
         down = True
@@ -360,6 +439,16 @@ def test_adapters_share_the_path(tmp_path: Path) -> None:
             assert outcome.accepted == 1
             batches, _ = h.log.read(h.log.first)
             assert batches[0].column("source").to_pylist() == ["segment"]
+            unfit = [
+                Event(name="bad", properties=msgspec.Raw(b"{oops")),
+                Event(name="bad", properties=msgspec.Raw(b'{"x":"\xff"}')),
+                Event(name="bad\ud800"),
+                Event.of("good"),
+                Event(name="", properties=msgspec.Raw(b"{}")),
+            ]
+            outcome = await h.intake.accept_events(unfit, tenant="default", source="segment")
+            assert [e.index for e in outcome.rejected] == [0, 1, 2, 4]
+            assert outcome.accepted == 1
 
     run(scenario)
 

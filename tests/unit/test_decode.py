@@ -60,6 +60,29 @@ def test_bad_utf8_is_an_error_of_its_event() -> None:
     assert bad(body) == [(1, "", "not UTF-8 at byte 36 of the event")]
 
 
+@pytest.mark.parametrize("unfit", ['{"x": "cut \\ud83d"}', '{"x": NaN}', '{"x": "\\udc00\\ud800"}'])
+@pytest.mark.parametrize(
+    "form", ["[%s]", '{"events": [%s], "sentAt": 1735689600}', '{"sentAt": 1735689600, "events":[ %s ] }']
+)
+def test_text_that_no_decoder_takes_is_an_error_of_its_event(unfit: str, form: str) -> None:
+    items = [
+        '{"event": "a", "properties": {"n": 1.0}}',
+        '{"event": "b", "properties": ' + unfit + "}",
+        '{"event": "c"}',
+    ]
+    decoded = decode((form % ", ".join(items)).encode(), JSON)
+    assert [(e.name, bytes(e.properties)) for e in decoded.events] == [("a", b'{"n": 1.0}'), ("c", b"{}")]
+    assert [e.index for e in decoded.bad] == [1]
+    assert "malformed" in decoded.bad[0].message
+    assert bad(items[1].encode())[0][0] == 0
+
+
+def test_an_empty_list_of_lines_is_refused_and_an_empty_array_is_not() -> None:
+    with pytest.raises(MalformedBodyError, match="it is empty"):
+        decode(b" \n\n", NDJSON)
+    assert decode(b"[]", JSON).events == []
+
+
 def test_a_broken_line_leaves_the_other_lines_alone() -> None:
     decoded = decode(b'{"event": "a"}\n{"event": \n\n{"event": "b"}', NDJSON)
     assert [e.name for e in decoded.events] == ["a", "b"]
@@ -72,11 +95,13 @@ def test_a_broken_line_leaves_the_other_lines_alone() -> None:
         (b"", "it is empty"),
         (b"   ", "it is empty"),
         (b'"text"', "neither a JSON object nor a JSON array"),
-        (b"[{", "truncated"),
-        (b'[{"event": "a", "properties": {"x": NaN}}]', "invalid character"),
+        (b"[{", "invalid JSON"),
+        (b'[{"event": "a"} {"event": "b"}]', "',' is missing"),
+        (b'[{"event": "a"}] 5', "there is more after the end"),
+        (b'{"event": "a", "events": [', "invalid JSON"),
+        (b'{"event" "a"}', "':' is missing"),
         (b'{"events": 5}', "events: Expected `array`"),
         (b'{"events": [], "sentAt": "yesterday"}', "sentAt: 'yesterday' is no time"),
-        (b'[{"event": "a", "properties": {"x": "\\ud800x"}}]', "truncated"),
         (b'{"event": "a", "properties": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"}", "nested too deeply"),
     ],
 )
