@@ -12,19 +12,22 @@ import gc
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
-from itertools import chain
+from functools import partial
 from os import environ
+from typing import NamedTuple
 
 import structlog
+import uvloop
 from aiohttp import web
 from msgspec import UnsetType
 
 from analytics_core.api import Services, build, runner
 from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Settings, check_exposure
-from analytics_core.errors import ConfigError
+from analytics_core.errors import ConfigError, StorageError
 from analytics_core.host.plugins import PluginHost
 from analytics_core.intake import Intake
 from analytics_core.lake import RetentionPolicy
@@ -45,6 +48,8 @@ from analytics_core.queries.submissions import Submissions
 from analytics_core.state.sqlite import SqliteState
 
 _log = structlog.get_logger("host")
+_QUESTIONS_AT_ONCE = 16
+"""Threads for what asks the stores; DuckDB has threads of its own beside each."""
 _GC_THRESHOLDS = (50_000, 20, 20)
 """One request of 1,000 events makes more objects than the usual threshold of 700; nearly none of them are cycles."""
 
@@ -53,38 +58,117 @@ def serve(settings: Settings, *, ready: Callable[[], None] | None = None) -> Non
     """Run the host until SIGINT or SIGTERM. ``ready`` is called once it answers.
 
     :raises ConfigError: before anything is opened.
-    :raises StorageError: for storage that cannot be used, such as a log that another process owns.
+    :raises StorageError: for storage that cannot be used: a log that another process owns, or one that is corrupt.
     """
     check_exposure(settings)
     configure_logging(settings.logging, sys.stderr)
     gc.set_threshold(*_GC_THRESHOLDS)
-    asyncio.run(_serve(settings, ready))
+    uvloop.run(_serve(settings, ready))
 
 
 async def _serve(settings: Settings, ready: Callable[[], None] | None) -> None:
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_QUESTIONS_AT_ONCE, thread_name_prefix="question"))
+    stop: asyncio.Future[None] = loop.create_future()
     for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop.set)
+        loop.add_signal_handler(name, _end, stop, None)
+
+    def on_fatal(error: StorageError) -> None:
+        loop.call_soon_threadsafe(_end, stop, error)
+
     async with AsyncExitStack() as stack:
-        services = await open_services(settings, stack)
+        services = await open_services(settings, stack, on_fatal)
         url = await listen(services, stack)
         gc.freeze()  # what the start has made stays: no later collection needs to look at it
         _log.info("listening", url=url, data=str(settings.storage.data_dir), plugins=len(services.host.views()))
         if ready is not None:
             ready()
-        await stop.wait()
-        _log.info("stopping")
+        try:
+            await stop
+        finally:
+            _log.info("stopping")
+            services.history.interrupt()
 
 
-async def open_services(settings: Settings, stack: AsyncExitStack) -> Services:
-    """Open storage, plugins and lanes on the running loop; ``stack`` closes them."""
-    deployment = read_deployment(settings.manifests_dir, environ)
+def _end(stop: asyncio.Future[None], error: StorageError | None) -> None:
+    if stop.done():
+        return
+    if error is None:
+        stop.set_result(None)
+    else:
+        stop.set_exception(error)
+
+
+class Storage(NamedTuple):
+    """What is on disk, and the way out of it."""
+
+    log: SegmentLog
+    dedup: Deduplicator
+    lake: DeltaStore
+    state: SqliteState
+    bus: MemoryBus
+    outbox: OutboxReader
+
+
+async def open_services(
+    settings: Settings, stack: AsyncExitStack, on_fatal: Callable[[StorageError], None]
+) -> Services:
+    """Open storage, plugins and lanes on the running loop; ``stack`` closes them.
+
+    ``on_fatal`` is told, from a thread, when the host cannot go on: the log is corrupt.
+    """
+    deployment = await asyncio.to_thread(read_deployment, settings.manifests_dir, environ)
+    log, dedup, lake, state, bus, outbox = store = await _open_storage(settings, stack)
+    host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake)
+    stack.push_async_callback(host.close)
+    await host.start()
+    writer = StoreWriter(
+        log,
+        lake,
+        settings.storage,
+        dedup_floor=lambda: dedup.floor,
+        policy=_retention(settings, deployment),
+        forget=state.forget,
+        on_fatal=on_fatal,
+    )
+    writer.start()
+    stack.push_async_callback(asyncio.to_thread, writer.stop)
+    history = History(log, lake, log_directory=log.directory)
+    metrics = MetricQueries(history, state, deployment)
+    live_metrics = LiveMetrics(log, bus, LiveWindows(metrics.definitions.values()))
+    live_metrics.start()
+    stack.push_async_callback(asyncio.to_thread, live_metrics.stop)
+    intake = Intake(settings.intake, log, dedup, host)
+    intake.start()
+    stack.push_async_callback(intake.stop)
+    submissions = Submissions(intake.accept_events, host, state)
+    stack.push_async_callback(submissions.close)
+    live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
+    stack.callback(live.close)
+    outbox.start()  # last: what a crash has left unpublished is for those who listen now
+    return Services(
+        settings=settings,
+        deployment=deployment,
+        intake=intake,
+        host=host,
+        lanes=lambda: [writer.view(), live_metrics.view(), *host.lanes()],
+        history=history,
+        metrics=metrics,
+        analyses=Analyses(host, history, metrics),
+        submissions=submissions,
+        state=state,
+        live=live,
+        live_metrics=live_metrics,
+        maintenance=writer,
+        figures=partial(_figures, store, intake, live),
+        started_at=datetime.now(UTC),
+    )
+
+
+async def _open_storage(settings: Settings, stack: AsyncExitStack) -> Storage:
     storage = settings.storage
     data = storage.data_dir
     data.mkdir(parents=True, exist_ok=True)
-    loop = asyncio.get_running_loop()
-
     log = SegmentLog(
         partition_directory(data),
         segment_bytes=storage.segment_bytes,
@@ -95,49 +179,31 @@ async def open_services(settings: Settings, stack: AsyncExitStack) -> Services:
     dedup = Deduplicator(log, window=storage.dedup_window)
     stack.callback(dedup.close)
     lake = DeltaStore(data / "lake" / "events")
-    stack.callback(lake.close)
+    stack.push_async_callback(asyncio.to_thread, lake.close)
     state = SqliteState(data / "state.db")
     stack.callback(state.close)
-    bus = MemoryBus(loop)
+    bus = MemoryBus(asyncio.get_running_loop())
     stack.push_async_callback(bus.close)
     outbox = OutboxReader(state, bus)
-    outbox.start()
     stack.push_async_callback(asyncio.to_thread, outbox.stop)
+    return Storage(log, dedup, lake, state, bus, outbox)
 
-    host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake, backlog=lake.read)
-    await host.start()
-    stack.push_async_callback(host.close)
-    writer = StoreWriter(log, lake, storage, dedup_floor=lambda: dedup.floor, policy=_retention(settings, deployment))
-    writer.start()
-    stack.push_async_callback(asyncio.to_thread, writer.stop)
 
-    history = History(log, lake, log_directory=log.directory)
-    metrics = MetricQueries(history, state, deployment)
-    live_metrics = LiveMetrics(log, bus, LiveWindows(metrics.definitions.values()))
-    live_metrics.start()
-    stack.push_async_callback(asyncio.to_thread, live_metrics.stop)
-    intake = Intake(settings.intake, log, dedup, host)
-    intake.start()
-    stack.push_async_callback(intake.stop)
-    live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
-    stack.callback(live.close)
-
-    return Services(
-        settings=settings,
-        deployment=deployment,
-        intake=intake,
-        host=host,
-        lanes=lambda: list(chain([writer.view(), live_metrics.view()], host.lanes())),
-        history=history,
-        metrics=metrics,
-        analyses=Analyses(host, history, metrics),
-        submissions=Submissions(intake.accept_events, host, state),
-        state=state,
-        log=log,
-        live=live,
-        live_metrics=live_metrics,
-        started_at=datetime.now(UTC),
-    )
+def _figures(store: Storage, intake: Intake, live: Live) -> dict[str, int | float]:
+    """What the host counts about itself, since its start."""
+    return {
+        "durable_position": store.log.durable,
+        "dedup_window_reached": store.dedup.reached,
+        "events_accepted": intake.accepted,
+        "events_duplicate": intake.duplicates,
+        "events_rejected": intake.rejected,
+        "events_clamped": intake.clamped,
+        "ingest_requests": intake.requests,
+        "ingest_queued_bytes": intake.queued_bytes,
+        "last_commit_seconds": intake.commit_seconds,
+        "live_connections": live.connections,
+        "live_dropped": live.dropped,
+    }
 
 
 async def listen(services: Services, stack: AsyncExitStack) -> str:

@@ -6,7 +6,7 @@ RFC 9457 ``application/problem+json`` without knowing any of them by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,17 @@ class QueryError(RequestError):
     title = "Query not answered"
 
 
+class StoppingError(QueryError):
+    """A query that the end of the host cuts off, or that comes after it: another host, or a later one, answers it."""
+
+    status = 503
+    title = "Host is stopping"
+    retry_after = 5
+
+    def __init__(self) -> None:
+        super().__init__("the host is stopping")
+
+
 # --- capacity --------------------------------------------------------------------------------------------------------
 
 
@@ -232,11 +243,16 @@ class FencedError(StorageError):
 
 
 class RetentionHeldError(StorageError):
-    """A retention run that would drop too much, or that follows a clock jump, waits for the operator."""
+    """A retention run that would drop too much, or that follows a clock jump, waits for the operator.
 
-    def __init__(self, tenant: str, share: float, reason: str) -> None:
+    ``others`` are the further tenants that the same run has held.
+    """
+
+    def __init__(self, tenant: str, share: float, reason: str, others: Sequence[RetentionHeldError] = ()) -> None:
         self.tenant = tenant
         self.share = share
+        self.reason = reason
+        self.others = others
         super().__init__(f"tenant {tenant!r}: retention would drop {share:.0%} of its events; {reason}")
 
 

@@ -27,7 +27,8 @@ from analytics_core.errors import QueryError, near
 from analytics_core.events import SCHEMA, EventBatch, micros, moment, parse_time
 from analytics_core.manifest import checked_settings, read_plugin
 from analytics_core.metrics.buckets import buckets
-from analytics_core.queries.reader import Reader, ReaderSpec, Tail
+from analytics_core.queries.reader import Reader, ReaderSpec
+from analytics_core.queries.tail import Tail
 from analytics_core.records import Insight, Metric, Pattern, PluginContext, ProcessResult, Series, TimeRange
 
 START: Final = datetime(2025, 1, 1, tzinfo=UTC)

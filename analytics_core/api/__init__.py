@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from analytics_core.api import analytics, health, ingest, metrics, openapi, plugins, problems, sse
+from analytics_core.api import analytics, health, ingest, metrics, openapi, plugins, problems, retention, sse
 from analytics_core.api.auth import Authenticator, Identity
 from analytics_core.api.cors import Origins, preflight
 from analytics_core.api.operations import Content, Operation, bind, reply
@@ -39,6 +39,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *analytics.OPERATIONS,
     *sse.OPERATIONS,
     *health.OPERATIONS,
+    *retention.OPERATIONS,
     Operation(
         method="GET",
         path="/api/v1/openapi.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -18,6 +19,8 @@ from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.ranges import time_range
 
 EVENTS: Final = "events"
+_SEQ: Final = re.compile(r"[0-9]{1,19}")
+_LAST_SEQ: Final = 2**63 - 1
 
 
 class Submission(Struct, frozen=True):
@@ -36,12 +39,13 @@ class HistoryQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tr
     """``type`` is ``events`` or a plugin; ``records`` says whether events or what the plugin found are meant.
 
     ``timeRange``: a span up to now ("7d", "24h") or {start, end}, end exclusive; ``events`` keeps only these names.
+    ``timezone`` is the tenant's when it is not given.
     """
 
     type: str = EVENTS
     records: Literal["events", "insights", "patterns"] = "events"
     time_range: dict[str, Any] | str | None = None
-    timezone: str = "UTC"
+    timezone: str | None = None
     filters: dict[str, Any] | list[dict[str, Any]] | None = None
     limit: int = 100
     cursor: str | None = None
@@ -82,7 +86,8 @@ async def query(request: web.Request, services: Services, identity: Identity) ->
 
 def _events(services: Services, asked: HistoryQuery, _: str, tenant: str) -> HistoryPage:
     given = asked.time_range
-    span = None if given is None else time_range(given, asked.timezone, datetime.now(UTC))
+    timezone = asked.timezone or services.timezone(tenant)
+    span = None if given is None else time_range(given, timezone, datetime.now(UTC))
     page = services.history.page(
         tenant,
         start=span.start if span else None,
@@ -91,7 +96,7 @@ def _events(services: Services, asked: HistoryQuery, _: str, tenant: str) -> His
         limit=asked.limit,
         cursor=asked.cursor,
         names=None if asked.events is UNSET else asked.events,
-        asked="" if span is None else msgspec.json.encode([given, asked.timezone]).decode(),
+        asked="" if span is None else msgspec.json.encode([given, timezone]).decode(),
     )
     return HistoryPage(True, page["rows"], page["next_cursor"])
 
@@ -100,7 +105,7 @@ def _records(services: Services, asked: HistoryQuery, plugin: str, tenant: str) 
     """Insights or patterns as stored, oldest change first; the cursor is the last one's ``seq``."""
     if asked.filters or asked.time_range:
         raise ParameterError("filters" if asked.filters else "timeRange", "is for events; records are paged whole")
-    if asked.cursor and not asked.cursor.isdecimal():
+    if asked.cursor and (not _SEQ.fullmatch(asked.cursor) or int(asked.cursor) > _LAST_SEQ):
         raise ParameterError("cursor", "is not one that this query gave")
     rows = services.state.records(
         tenant,

@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from analytics_core.config import ApiKey, Auth, Role
 from analytics_core.errors import ConfigError, ForbiddenError, UnauthenticatedError
+from analytics_core.events import TENANT_PATTERN
 
-TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+TENANT: Final = re.compile(TENANT_PATTERN)
 _RANK: Final[dict[str, int]] = {"none": 0, "reader": 1, "writer": 2, "operator": 3}
 _ROLES: Final = ("reader", "writer", "operator")
 
@@ -26,6 +27,11 @@ class Identity(Struct, frozen=True):
     tenant: str
     role: Role | Literal["none"]
     expires: float | None = None
+
+    @property
+    def operator(self) -> bool:
+        """Whether this caller runs the host, and may see what concerns all tenants: reasons, positions and volumes."""
+        return self.role == "operator"
 
     def need(self, role: Role | Literal["none"]) -> None:
         """:raises ForbiddenError: when this caller's role is below ``role``."""
@@ -53,6 +59,16 @@ class Authenticator:
         self._keys: dict[bytes, tuple[bytes, Identity]] = {}
         for entry in settings.keys:
             self._add(entry)
+
+    def caller(self, request: web.Request, *, in_query: bool = False, optional: bool = False) -> Identity:
+        """Who sent the request. ``optional``: without a credential of ours it is `ANYBODY`.
+
+        :raises UnauthenticatedError: as `identify`, and for an Authorization scheme that is not ours.
+        """
+        if not self.enabled:
+            return LOCAL
+        given = credential(request, in_query=in_query, optional=optional)
+        return ANYBODY if given is None and optional else self.identify(given)
 
     def identify(self, credential: str | None) -> Identity:
         """The caller who sent ``credential``; when authentication is disabled everybody is `LOCAL`.
@@ -95,19 +111,21 @@ class Authenticator:
         return Identity(str(claims["sub"]), tenant, role, None if expires is None else float(expires))
 
 
-def credential(request: web.Request, *, in_query: bool = False) -> str | None:
+def credential(request: web.Request, *, in_query: bool = False, optional: bool = False) -> str | None:
     """What the request brings to identify its caller, or None.
 
     ``in_query`` also reads ``?api_key=``: only for live streams, where browsers can send no headers of their own.
+
+    :raises UnauthenticatedError: for another Authorization scheme when nothing else is there and it is not
+        ``optional``: a proxy's own ``Basic`` hurts nobody who needs no credential.
     """
     headers = request.headers
-    authorization = headers.get("Authorization")
-    if authorization is not None:
-        scheme, _, value = authorization.partition(" ")
-        if scheme.lower() == "bearer":
-            return value.strip()
-        raise UnauthenticatedError(f"the Authorization scheme {scheme[:20]!r} is not supported; use 'Bearer'")
+    scheme, _, value = headers.get("Authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
     key = headers.get("X-API-Key")
     if key is None and in_query:
         key = request.query.get("api_key")
+    if key is None and scheme and not optional:
+        raise UnauthenticatedError(f"the Authorization scheme {scheme[:20]!r} is not supported; use 'Bearer'")
     return key

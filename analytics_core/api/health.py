@@ -12,17 +12,22 @@ from msgspec import Struct
 
 from analytics_core.api.auth import ANYBODY, Identity
 from analytics_core.api.operations import Content, Operation, reply
+from analytics_core.api.plugins import LaneRow, lane_rows
+from analytics_core.api.retention import text
 from analytics_core.api.services import Services
+from analytics_core.host.views import PluginView
 from analytics_core.lanes import LaneView
 
-_TROUBLE: Final = frozenset({"load_error", "start_error", "degraded", "quarantined", "half_open", "retrying"})
+_TROUBLE: Final = frozenset({"load_error", "start_error", "degraded", "quarantined", "half_open", "retrying", "failed"})
+"""States of plugins and lanes in which something does not work that should."""
 
 
 class Component(Struct, frozen=True):
-    """One part: ``status`` is a plugin's or lane's state, or ``up``."""
+    """One part: ``status`` is a plugin's or lane's state, or ``up``; ``retention`` is ``held`` while it waits for an
+    operator. ``reason`` and ``lag`` tell of all tenants together: null for callers who are no operator."""
 
     status: str
-    reason: str = ""
+    reason: str | None = None
     lag: int | None = None
 
 
@@ -45,12 +50,17 @@ class Health(Struct, frozen=True):
 
 
 class Operational(Struct, frozen=True):
-    """``latest``: the newest value of each live metric of the caller's tenant."""
+    """``latest``: the newest value of each live metric of the caller's tenant.
+
+    ``figures`` (what the host counts about itself, since its start) and ``connections`` are null for callers who are no
+    operator.
+    """
 
     success: bool
     latest: dict[str, dict[str, Any]]
-    lanes: list[LaneView]
-    connections: int
+    lanes: list[LaneRow]
+    connections: int | None
+    figures: dict[str, int | float] | None
 
 
 async def alive(_: web.Request, __: Services, ___: Identity) -> web.Response:
@@ -60,15 +70,20 @@ async def alive(_: web.Request, __: Services, ___: Identity) -> web.Response:
 async def health(_: web.Request, services: Services, identity: Identity) -> web.Response:
     views, lanes = services.host.views(), services.lanes()
     components = {"log": Component("up"), "live": Component("up" if services.settings.live.enabled else "disabled")}
-    known = identity is not ANYBODY  # why a plugin failed, and how much there is, is told to callers that we know
+    held = "; ".join(text(waiting) for waiting in services.maintenance.held)
+    components["retention"] = Component("held" if held else "up", held if identity.operator else None)
     for lane in lanes:
-        components[f"lane:{lane.name}"] = Component(lane.state, lane.reason if known else "", lane.lag)
+        components[f"lane:{lane.name}"] = _component(lane, identity)
     for view in views:
-        components[f"plugin:{view.name}"] = Component(view.state, view.reason if known else "", view.lag)
-    troubled = any(view.state in _TROUBLE for view in views)
-    figures = await _figures(services, identity, lanes) if known else None
+        components[f"plugin:{view.name}"] = _component(view, identity)
+    troubled = any(part.status in _TROUBLE for part in components.values())
+    figures = await _figures(services, identity, lanes) if identity is not ANYBODY else None
     uptime = round((datetime.now(UTC) - services.started_at).total_seconds(), 1)
     return reply(Health(True, "degraded" if troubled else "healthy", uptime, components, figures))
+
+
+def _component(part: LaneView | PluginView, identity: Identity) -> Component:
+    return Component(part.state, part.reason, part.lag) if identity.operator else Component(part.state)
 
 
 async def _figures(services: Services, identity: Identity, lanes: Sequence[LaneView]) -> Figures:
@@ -89,7 +104,10 @@ def _count(services: Services, tenant: str) -> int:
 
 async def operational(_: web.Request, services: Services, identity: Identity) -> web.Response:
     latest = dict(services.live_metrics.latest(identity.tenant))
-    return reply(Operational(True, latest, list(services.lanes()), services.live.connections))
+    lanes = lane_rows(services.lanes(), identity)
+    if not identity.operator:
+        return reply(Operational(True, latest, lanes, None, None))
+    return reply(Operational(True, latest, lanes, services.live.connections, dict(services.figures())))
 
 
 OPERATIONS: Final = (
@@ -108,7 +126,7 @@ OPERATIONS: Final = (
         handler=health,
         role="none",
         tag="health",
-        summary="The state of every part; with a credential also figures and reasons",
+        summary="The state of every part; with a credential also figures, for operators also reasons and lags",
         replies={200: Content(Health)},
     ),
     Operation(
@@ -117,7 +135,7 @@ OPERATIONS: Final = (
         handler=operational,
         role="reader",
         tag="health",
-        summary="The newest value of each live metric, and the lanes",
+        summary="The newest value of each live metric, and the lanes; for operators also the figures of the host",
         replies={200: Content(Operational)},
     ),
 )

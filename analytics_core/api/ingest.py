@@ -8,8 +8,16 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from analytics_core.api.auth import Authenticator, Identity, credential
-from analytics_core.api.operations import AiohttpHandler, Content, Operation, Parameter, read_body, read_inflated
+from analytics_core.api.auth import Authenticator, Identity
+from analytics_core.api.operations import (
+    AiohttpHandler,
+    Content,
+    Operation,
+    Parameter,
+    declared_length,
+    read_body,
+    read_inflated,
+)
 from analytics_core.api.problems import INGEST_PATH
 from analytics_core.api.services import Services
 from analytics_core.errors import HookFailedError, MalformedBodyError, OverloadedError, RejectedError
@@ -54,13 +62,15 @@ class Receipt(Struct, frozen=True):
 
 async def accept(request: web.Request, services: Services, identity: Identity) -> web.Response:
     headers = request.headers
-    outcome = await services.intake.accept(
-        await read_body(request),
-        tenant=identity.tenant,
-        content_type=headers.get("Content-Type", ""),
-        content_encoding=headers.get("Content-Encoding", ""),
-        idempotency_key=headers.get("Idempotency-Key"),
-    )
+    intake = services.intake
+    with intake.room_for(declared_length(request)):
+        outcome = await intake.accept(
+            await read_body(request),
+            tenant=identity.tenant,
+            content_type=headers.get("Content-Type", ""),
+            content_encoding=headers.get("Content-Encoding", ""),
+            idempotency_key=headers.get("Idempotency-Key"),
+        )
     receipt = Receipt(outcome.accepted, outcome.duplicates, list(outcome.rejected), outcome.deduplicated, outcome.seq)
     return web.Response(status=202, body=_encode(receipt), headers=_JSON_HEADERS)
 
@@ -94,9 +104,10 @@ def plugin_route(services: Services, authenticator: Authenticator, plugin: str) 
     """The aiohttp handler of a route that ``plugin`` claims: adapter, the one ingest path, the adapter's answer."""
 
     async def handle(request: web.Request) -> web.Response:
-        identity = authenticator.identify(credential(request))
+        identity = authenticator.caller(request)
         identity.need("writer")
-        return await _adapt(request, services, identity, plugin)
+        with services.intake.room_for(declared_length(request)):
+            return await _adapt(request, services, identity, plugin)
 
     return handle
 

@@ -49,7 +49,7 @@ _PARAMETERS: Final = (
     Parameter("startDate", "where the range begins; 24 hours before its end when missing", schema=_TIME),
     Parameter("endDate", "where it ends, exclusive; now when missing", schema=_TIME),
     Parameter("interval", "the length of a bucket; hour when missing", schema={"enum": list(INTERVALS)}),
-    Parameter("timezone", "the IANA zone in which hours and days are meant; UTC when missing"),
+    Parameter("timezone", "the IANA zone in which hours and days are meant; the tenant's when missing, else UTC"),
     Parameter("breakdown", "labels or properties, separated by commas, by whose values each metric is split"),
 )
 _KNOWN: Final = {p.name: p for p in _PARAMETERS}
@@ -60,7 +60,7 @@ async def query(request: web.Request, services: Services, identity: Identity) ->
     names = words(asked.get("metrics", ""))
     if not names:
         raise ParameterError("metrics", "is needed: one or more metric names separated by commas")
-    timezone = asked.get("timezone", "UTC")
+    timezone = asked.get("timezone") or services.timezone(identity.tenant)
     end = asked.get("endDate") or datetime.now(UTC)
     start = asked.get("startDate") or moment(instant(end, timezone, "endDate")) - timedelta(days=1)
     answer = await asyncio.to_thread(

@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from analytics_core.api.auth import ANYBODY, Authenticator, Identity, credential
+from analytics_core.api.auth import LOCAL, Authenticator, Identity
 from analytics_core.api.services import Services
 from analytics_core.config import Role
 from analytics_core.errors import BodyTooLargeError, MalformedBodyError, ParameterError, UnsupportedTypeError, near
@@ -65,26 +65,44 @@ def bind(operation: Operation, services: Services, authenticator: Authenticator)
     handler, role, in_query = operation.handler, operation.role, operation.key_in_query
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        given = credential(request, in_query=in_query)
-        if given is None and role == "none" and authenticator.enabled:
-            return await handler(request, services, ANYBODY)
-        identity = authenticator.identify(given)
+        identity = authenticator.caller(request, in_query=in_query, optional=role == "none")
         identity.need(role)
         return await handler(request, services, identity)
 
-    return handle
+    async def handle_local(request: web.Request) -> web.StreamResponse:
+        return await handler(request, services, LOCAL)  # who may do everything
+
+    return handle if authenticator.enabled else handle_local
 
 
 def reply(value: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=msgspec.json.encode(value), content_type=JSON)
 
 
-async def read_body(request: web.Request) -> bytes:
-    """The body as it was sent. :raises BodyTooLargeError: before it is read when its length is declared."""
-    limit = request.client_max_size
-    if (request.content_length or 0) > limit:
+def declared_length(request: web.Request) -> int:
+    """How large the body may become: what the request says, else the limit. :raises BodyTooLargeError: beyond that."""
+    length, limit = request.content_length, request.client_max_size
+    if length is None:
+        return limit if request.can_read_body else 0
+    if length > limit:
         raise BodyTooLargeError(limit, inflated=False)
-    return await request.read()
+    return length
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body as it was sent, each byte copied at most once; `web.Request.read` copies twice.
+
+    :raises BodyTooLargeError: before it is read when its length is declared, else as soon as it is too long.
+    """
+    most, content = declared_length(request), request.content
+    pieces: list[bytes] = []
+    size = 0
+    while not content.at_eof():
+        pieces.append(await content.readany())
+        size += len(pieces[-1])
+        if size > most:
+            raise BodyTooLargeError(request.client_max_size, inflated=False)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def read_inflated(request: web.Request, services: Services) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -15,19 +16,32 @@ from analytics_core.lanes import LaneView
 
 
 class PluginRow(Struct, frozen=True):
-    """One plugin as ``GET /api/v1/plugins`` shows it; further members may follow."""
+    """One plugin; further members may follow. What all tenants together cause is null for callers who are no operator:
+    ``reason``, ``lag``, ``events_processed`` and ``errors``."""
 
     name: str
     version: str
     state: str
-    reason: str
+    reason: str | None
     since: str
     generation: int
     isolation: str
-    lag: int
-    events_processed: int
+    lag: int | None
+    events_processed: int | None
     hooks: list[str]
-    errors: int
+    errors: int | None
+
+
+class LaneRow(Struct, frozen=True):
+    """One reader of the log. ``lag``: how many log positions it is behind the durable end. What all tenants together
+    cause is null for callers who are no operator: ``position``, ``lag``, ``events`` and ``reason``."""
+
+    name: str
+    state: str
+    position: int | None
+    lag: int | None
+    events: int | None
+    reason: str | None
 
 
 class PluginsReply(Struct, frozen=True):
@@ -35,28 +49,41 @@ class PluginsReply(Struct, frozen=True):
 
 
 class LanesReply(Struct, frozen=True):
-    lanes: list[LaneView]
+    lanes: list[LaneRow]
 
 
 class AnalysesReply(Struct, frozen=True):
     analyses: list[dict[str, Any]]
 
 
-async def plugins(_: web.Request, services: Services, __: Identity) -> web.Response:
-    return reply({"plugins": msgspec.to_builtins(services.host.views())})
+_OF_ALL_TENANTS: Final = dict.fromkeys(("reason", "lag", "events_processed", "errors"))
 
 
-async def lanes(_: web.Request, services: Services, __: Identity) -> web.Response:
-    return reply({"lanes": services.lanes()})
+async def plugins(_: web.Request, services: Services, identity: Identity) -> web.Response:
+    rows = msgspec.to_builtins(services.host.views())
+    return reply({"plugins": rows if identity.operator else [{**row, **_OF_ALL_TENANTS} for row in rows]})
+
+
+def lane_rows(lanes: Iterable[LaneView], identity: Identity) -> list[LaneRow]:
+    """The lanes as this caller may see them."""
+    if not identity.operator:
+        return [LaneRow(lane.name, lane.state, None, None, None, None) for lane in lanes]
+    return [LaneRow(lane.name, lane.state, lane.position, lane.lag, lane.events, lane.reason) for lane in lanes]
+
+
+async def lanes(_: web.Request, services: Services, identity: Identity) -> web.Response:
+    return reply(LanesReply(lane_rows(services.lanes(), identity)))
 
 
 async def catalogue(_: web.Request, services: Services, identity: Identity) -> web.Response:
-    return reply({"analyses": services.analyses.catalogue(identity.tenant)})
+    tenant = identity.tenant
+    return reply({"analyses": services.analyses.catalogue(tenant, services.timezone(tenant))})
 
 
 async def ask(request: web.Request, services: Services, identity: Identity) -> web.Response:
     parameters = await read_json(request, services, dict[str, Any])
-    return reply(await services.analyses.ask(request.match_info["name"], parameters, identity.tenant))
+    name, tenant = request.match_info["name"], identity.tenant
+    return reply(await services.analyses.ask(name, parameters, tenant, services.timezone(tenant)))
 
 
 OPERATIONS: Final = (
@@ -66,7 +93,7 @@ OPERATIONS: Final = (
         handler=plugins,
         role="reader",
         tag="plugins",
-        summary="Every plugin with its state and the reason for it",
+        summary="Every plugin with its state; for operators also the reason for it, its lag and its counts",
         replies={200: Content(PluginsReply)},
     ),
     Operation(
@@ -75,7 +102,7 @@ OPERATIONS: Final = (
         handler=lanes,
         role="reader",
         tag="plugins",
-        summary="Every reader of the log with its position and lag",
+        summary="Every reader of the log with its state; for operators also its position, lag and reason",
         replies={200: Content(LanesReply)},
     ),
     Operation(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,8 +11,8 @@ from analytics_core.host.plugins import PluginHost
 from analytics_core.intake import Intake
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.live_metrics import LiveMetrics
+from analytics_core.lanes.store_writer import StoreWriter
 from analytics_core.live import Live
-from analytics_core.log import LogReader
 from analytics_core.manifest import Deployment
 from analytics_core.queries.analyses import Analyses
 from analytics_core.queries.history import History
@@ -23,7 +23,10 @@ from analytics_core.state import StateStore
 
 @dataclass(frozen=True)
 class Services:
-    """Everything that answers. ``lanes`` gives all readers of the log: the host's own and those of the plugins."""
+    """Everything that answers. ``lanes`` gives all readers of the log: the host's own and those of the plugins.
+
+    ``figures`` are what the host counts about itself, by name.
+    """
 
     settings: Settings
     deployment: Deployment
@@ -35,7 +38,13 @@ class Services:
     analyses: Analyses
     submissions: Submissions
     state: StateStore
-    log: LogReader
     live: Live
     live_metrics: LiveMetrics
+    maintenance: StoreWriter
+    figures: Callable[[], Mapping[str, int | float]]
     started_at: datetime
+
+    def timezone(self, tenant: str) -> str:
+        """The IANA zone that the tenant's manifest names; it holds where a request names none."""
+        told = self.deployment.tenants.get(tenant)
+        return told.timezone if told is not None else "UTC"

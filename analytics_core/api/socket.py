@@ -12,7 +12,7 @@ import socketio
 import structlog
 from aiohttp import web
 
-from analytics_core.api.auth import Authenticator, Identity, credential
+from analytics_core.api.auth import LOCAL, Authenticator, Identity, credential
 from analytics_core.api.cors import Origins
 from analytics_core.api.services import Services
 from analytics_core.api.socket_wire import Client, Server, encode
@@ -39,7 +39,7 @@ class _Seat:
 
     def admit(self, identity: Identity) -> None:
         identity.need("reader")
-        self.connection.enter(identity.tenant, identity.expires)
+        self.connection.enter(identity.tenant, identity.expires, operator=identity.operator)
         self.wait_no_longer()
 
     def wait_no_longer(self) -> None:
@@ -96,8 +96,7 @@ class SocketEndpoint:
     async def _connect(self, sid: str, environ: Mapping[str, Any], auth: Any = None) -> None:
         """Take a place. A credential may come with the handshake, else ``auth:authenticate`` follows."""
         try:
-            given = _token(auth) or _handshake_credential(environ)
-            identity = self._authenticator.identify(given) if given or not self._authenticator.enabled else None
+            identity = self._of_handshake(environ, auth)
             socket = self.server.eio.sockets[self.server.manager.eio_sid_from_sid(sid, "/")]
             client = Client(socket, lambda: self._part(sid))
             seat = _Seat(client, self._live.connect(client, encode))
@@ -113,6 +112,13 @@ class SocketEndpoint:
         reason = f"no auth:authenticate within {_AUTHENTICATE_SECONDS:g} s"
         loop = asyncio.get_running_loop()
         seat.deadline = loop.call_later(_AUTHENTICATE_SECONDS, self._live.drop, seat.connection, reason)
+
+    def _of_handshake(self, environ: Mapping[str, Any], auth: Any) -> Identity | None:
+        """Who connects, or None when no credential came with the handshake."""
+        if not self._authenticator.enabled:
+            return LOCAL
+        given = _token(auth) or _handshake_credential(environ)
+        return self._authenticator.identify(given) if given else None
 
     async def _disconnect(self, sid: str, _reason: str = "") -> None:
         seat = self._seats.pop(sid, None)
@@ -183,4 +189,4 @@ def _token(given: Any) -> str | None:
 def _handshake_credential(environ: Mapping[str, Any]) -> str | None:
     request: web.Request = environ["aiohttp.request"]
     query = parse_qs(request.query_string)
-    return credential(request, in_query=True) or next(iter(query.get("token", [])), None)
+    return credential(request, in_query=True, optional=True) or next(iter(query.get("token", [])), None)

@@ -106,7 +106,7 @@ async def stream(request: web.Request, services: Services, identity: Identity) -
     response = web.StreamResponse(headers=_HEADERS)
     connection = services.live.connect(sink, encode)
     try:
-        connection.enter(identity.tenant, identity.expires)
+        connection.enter(identity.tenant, identity.expires, operator=identity.operator)
         connection.subscribe(wishes)
         last_id = request.headers.get("Last-Event-ID") or asked.get("lastEventId")
         missed = _missed(services, connection, last_id) if last_id else b""

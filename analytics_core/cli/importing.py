@@ -36,7 +36,7 @@ def _column_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_column_options
 @click.option("--properties", default="all", metavar="a,b,c|all", help="Columns that become properties.")
 @click.option("--timezone", default="UTC", show_default=True, help="Zone of times that name none.")
-@click.option("--source", default="", help="Word that is kept in each event's context.")
+@click.option("--source", default="", help="Where the events come from; each has the word as context.source.")
 @click.option("--format", "file_format", type=click.Choice(["csv", "ndjson", "parquet"]), help="Else by the suffix.")
 @click.option("--encoding", default="utf8", show_default=True, help="Encoding of a CSV file.")
 @click.option("--batch", type=click.IntRange(1, 100_000), default=5_000, show_default=True, help="Events in a request.")
@@ -45,13 +45,19 @@ def _column_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @manifests_option
 @data_option
 @click.option("--rejects", type=click.Path(dir_okay=False, path_type=Path), help="Write rows that are not taken here.")
-@click.option("--restart", is_flag=True, help="Send all rows again; the server drops those that it has.")
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Send all rows again; the server drops those that it remembers, and takes older ones twice.",
+)
 @click.option("--dry-run", is_flag=True, help="Show which column goes where and the first events; send nothing.")
 def command(file: Path, **told: Any) -> None:
     """Bring the events of FILE into a running server.
 
     FILE is CSV with a header, NDJSON or Parquet; CSV and NDJSON also as .gz or .zst. Columns are recognised by their
-    names or told. Importing a file twice adds nothing; after Ctrl-C the same command goes on where it stopped.
+    names or told. After Ctrl-C the same command goes on where it stopped, and a file that is in is not sent again.
+    With --restart it is: the server drops the rows that are among its last events (10 million, or what
+    storage.dedup_window in host.yaml says) and takes older ones a second time.
     """
     wanted = Wanted(
         **{field: told[f"{field}_column"] for field in _FIELDS},
@@ -141,7 +147,7 @@ def _show(summary: Summary, rejects: Path | None) -> None:
     if summary.skipped and summary.skipped == progress.rows:
         click.echo(
             f"all {summary.skipped:,} rows of this file were imported before ({progress.accepted:,} accepted); "
-            "nothing was sent. --restart sends them again"
+            "nothing was sent. --restart sends them again; the server drops those that it remembers"
         )
         return
     before = f", {summary.skipped:,} rows imported before" if summary.skipped else ""

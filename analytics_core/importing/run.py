@@ -112,7 +112,8 @@ class FileImport:
         """Send every row that no earlier run has brought in; the record in ``data_dir`` follows each answer.
 
         Cancelled or failed, it may be run again and goes on. ``restart`` sends all rows again: the server drops those
-        that it remembers by their ``messageId``. ``rejects`` takes one JSON line for each row that was not taken.
+        whose ``messageId`` is within its deduplication window, and takes older ones a second time. ``rejects`` takes
+        one JSON line for each row that was not taken.
 
         :raises ConfigError: when an earlier run of the same content used another mapping.
         :raises NoServerError: when nothing answers at ``url``, or no longer.
@@ -145,7 +146,8 @@ class FileImport:
             raise ConfigError(
                 str(self.path),
                 f"{earlier.rows} rows of this file were imported with another mapping ({changed}). Events that are in "
-                "stay as they are; --restart sends all rows again and adds those that are missing",
+                "stay as they are; --restart sends all rows again and adds those that are missing, and once more those "
+                "that the server no longer remembers",
             )
         return earlier
 

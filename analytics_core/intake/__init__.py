@@ -59,7 +59,7 @@ class Intake:
         enricher: Enricher,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._log = log
         self._dedup = dedup
         self._enricher = enricher
@@ -70,7 +70,7 @@ class Intake:
         self._open: dict[tuple[str, str], deque[Submission]] = {}
         self._under_way: Counter[tuple[str, str]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         self._last_received = 0
         self.accepted = 0
         self.duplicates = 0
@@ -105,13 +105,13 @@ class Intake:
         :raises RequestError: for a body that cannot be read, is too large, or holds no good event; nothing is stored.
         :raises OverloadedError: when the queue or the disk is full, or a write failed; nothing is stored.
         """
-        if len(body) > self._settings.max_body_bytes:
-            raise BodyTooLargeError(self._settings.max_body_bytes, inflated=False)
+        if len(body) > self.settings.max_body_bytes:
+            raise BodyTooLargeError(self.settings.max_body_bytes, inflated=False)
         if idempotency_key is not None:
             _check_key(idempotency_key)
         if not content_encoding:
             return await self._submit(decode(body, content_type), tenant, "native", idempotency_key)
-        expected = min(len(body) * _USUAL_RATIO, self._settings.max_inflated_bytes)
+        expected = min(len(body) * _USUAL_RATIO, self.settings.max_inflated_bytes)
         with self.room_for(expected):
             inflated = await self._inflate(body, content_encoding)
             with self.room_for(max(0, len(inflated) - expected)):
@@ -128,25 +128,19 @@ class Intake:
         return await self._submit(decoded, tenant, source, None)
 
     @property
-    def queued_bytes(self) -> int:
-        return self._queued_bytes
+    def commit_seconds(self) -> float:
+        """How long the last write and fdatasync took."""
+        return self._committer.commit_seconds
 
-    @contextmanager
-    def room_for(self, size: int) -> Iterator[None]:
-        """Hold ``size`` bytes of the bounded queue: to be taken before a body is read, and kept until its answer.
+    def room_for(self, size: int) -> Room:
+        """A context that holds ``size`` bytes of the bounded queue: from before a body is read until its answer.
 
-        :raises OverloadedError: when there is no room.
+        Entering it raises OverloadedError when there is no room.
         """
-        if self._queued_bytes + size > self._settings.queue_bytes:
-            raise OverloadedError(f"the ingest queue is full ({self._settings.queue_bytes} bytes)")
-        self._queued_bytes += size
-        try:
-            yield
-        finally:
-            self._queued_bytes -= size
+        return Room(self, size)
 
     async def _inflate(self, body: bytes, encoding: str) -> bytes:
-        limit = self._settings.max_inflated_bytes
+        limit = self.settings.max_inflated_bytes
         if len(body) <= _INFLATE_ON_LOOP:
             return inflate(body, encoding, limit)
         return await asyncio.get_running_loop().run_in_executor(self._inflaters, inflate, body, encoding, limit)
@@ -192,7 +186,7 @@ class Intake:
             size += len(submissions[-1].decoded.events)
         if not waiting:
             del self._open[key]
-        group = Group(submissions, *key, self._settings.max_event_bytes, self._ids)
+        group = Group(submissions, *key, self.settings.max_event_bytes, self._ids)
         self._under_way[key] += 1
         task = asyncio.ensure_future(group.run(self._dedup, self._enricher, self._committer))
         self._tasks.add(task)
@@ -205,6 +199,25 @@ class Intake:
         if not self._under_way[key]:
             del self._under_way[key]
         self._close_group(key)
+
+
+class Room:
+    """Bytes of the queue that are held while the context is open."""
+
+    __slots__ = ("_intake", "_size")
+
+    def __init__(self, intake: Intake, size: int) -> None:
+        self._intake = intake
+        self._size = size
+
+    def __enter__(self) -> None:
+        intake = self._intake
+        if intake.queued_bytes + self._size > intake.settings.queue_bytes:
+            raise OverloadedError(f"the ingest queue is full ({intake.settings.queue_bytes} bytes)")
+        intake.queued_bytes += self._size
+
+    def __exit__(self, *_: object) -> None:
+        self._intake.queued_bytes -= self._size
 
 
 def _check_key(key: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import pyarrow as pa
 
-from analytics_core.errors import HookFailedError, NotFoundError, ParameterError
+from analytics_core.errors import HookFailedError, NotFoundError, ParameterError, PluginError, StoppingError
 from analytics_core.manifest import fit_schema
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.history import History
@@ -83,8 +83,12 @@ class Analyses:
         self._metrics = metrics
         self._clock = clock
 
-    def catalogue(self, tenant: str) -> list[dict[str, Any]]:  # noqa: ARG002  every tenant has the same analyses yet
-        """Every analysis: ``{"name", "plugin", "title", "parameters": JSON Schema with the common ones}``, by name."""
+    def catalogue(self, tenant: str, timezone: str = "UTC") -> list[dict[str, Any]]:  # noqa: ARG002  all have the same
+        """Every analysis: ``{"name", "plugin", "title", "parameters": JSON Schema with the common ones}``, by name.
+
+        ``timezone`` is the tenant's, which holds where a question names none.
+        """
+        common = {**COMMON, "timezone": {**COMMON["timezone"], "default": timezone}}
         return [
             {
                 "name": spec.name,
@@ -93,33 +97,38 @@ class Analyses:
                 "parameters": {
                     "type": "object",
                     **spec.schema,
-                    "properties": {**COMMON, **spec.schema.get("properties", {})},
+                    "properties": {**common, **spec.schema.get("properties", {})},
                 },
             }
             for _, spec in sorted(self._host.analyses().items())
         ]
 
-    async def ask(self, name: str, parameters: Mapping[str, Any], tenant: str) -> dict[str, Any]:
+    async def ask(self, name: str, parameters: Mapping[str, Any], tenant: str, timezone: str = "UTC") -> dict[str, Any]:
         """``{"analysis", "plugin", "parameters", "columns", "data", "insights", "recommendations", "chart",
         "data_as_of", "watermark"}``.
 
-        ``watermark`` is the log's clock at the snapshot that was read, ``data_as_of`` the time up to which it says
-        something: the earlier of that and the range's end.
+        ``timezone`` is meant where the parameters name none. ``watermark`` is the log's clock at the snapshot that was
+        read, ``data_as_of`` the time up to which it says something: the earlier of that and the range's end.
 
         :raises NotFoundError: for an unknown analysis; :raises ParameterError: for a parameter that does not fit.
         :raises PluginError: when the plugin does not answer; :raises QueryError: over budget.
+        :raises StoppingError: when the host stops meanwhile.
         """
         specs = self._host.analyses()
         if name not in specs:
             raise NotFoundError("analysis", name, specs)
         own, common = _split(parameters, specs[name].schema)
-        zone = _text(common.get("timezone", "UTC"), "timezone")
+        zone = _text(common.get("timezone", timezone), "timezone")
         span = time_range(common.get("timeRange", DEFAULT_RANGE), zone, self._clock())
         filters = parse_filters(common.get("filters"))
         question = Question(analysis=name, tenant=tenant, range=span, parameters=own)
         reader = await asyncio.to_thread(self._history.reader, tenant, span, filters, metrics=self._metrics)
         try:
             answer = await self._host.insight(question, reader)
+        except PluginError as error:
+            if self._history.stopping:  # the plugin was cut off, whatever it made of that
+                raise StoppingError from error
+            raise
         finally:
             await asyncio.to_thread(reader.close)
         columns, rows = _rows(answer.table, specs[name])

@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import base64
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+from weakref import WeakSet
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
-from analytics_core.errors import ParameterError, QueryError, TrimmedError
+from analytics_core.errors import ParameterError, QueryError, StoppingError, TrimmedError
 from analytics_core.events import micros, moment
 from analytics_core.lake import EventStore
 from analytics_core.log import LogReader
 from analytics_core.metrics.filters import Field, Filter
-from analytics_core.queries.reader import Limits, MetricSource, Reader, ReaderSpec, read_tail
-from analytics_core.queries.tail import TailCache
+from analytics_core.queries.reader import Limits, MetricSource, Reader, ReaderSpec
+from analytics_core.queries.tail import TailCache, read_tail
 from analytics_core.records import TimeRange
 
 ALL_TIME: Final = TimeRange(datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 MAX_PAGE: Final = 1_000
 MAX_NAMES: Final = 10_000
 _ATTEMPTS: Final = 5
+_AGAIN_SECONDS: Final = 0.05
 
 _WIRE: Final = (
     "name AS event, user_id, anonymous_id, session_id, timestamp, received_at, event_id, source, properties, context, "
@@ -33,15 +37,23 @@ _WIRE: Final = (
 )
 
 
+_Micros = Annotated[int, Meta(ge=-62_135_596_800_000_000, le=253_402_300_799_999_999)]
+"""What a datetime can say: the years 1 to 9999."""
+_Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
 class _Cursor(Struct, array_like=True):
     """Where a page ended: the key of its last row, and which query it belongs to."""
 
     query: bytes
-    start: int
-    end: int
-    timestamp: int
-    partition: int
-    seq: int
+    start: _Micros
+    end: _Micros
+    timestamp: _Micros
+    partition: Annotated[int, Meta(ge=0, le=2**15 - 1)]
+    seq: _Position
+
+
+_cursor: Final = msgspec.msgpack.Decoder(_Cursor)  # made before there are threads, as in lanes.checkpoint
 
 
 class History:
@@ -64,6 +76,31 @@ class History:
         self._directory = log_directory or getattr(log, "directory", None)
         self._limits = limits
         self._tails = TailCache(log)
+        self._readers: WeakSet[Reader] = WeakSet()
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `interrupt` was called: no question is answered any more."""
+        return self._stopping
+
+    def interrupt(self) -> None:
+        """End the queries of every open reader, and refuse new ones: the host stops. Does not wait for their ends."""
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+        threading.Thread(target=self._interrupt_all, name="history:interrupt", daemon=True).start()
+
+    def _interrupt_all(self) -> None:
+        """Until none runs: an interrupt that comes just before a query begins has no effect on it."""
+        while sum(reader.interrupt() for reader in self._opened()):
+            time.sleep(_AGAIN_SECONDS)
+
+    def _opened(self) -> list[Reader]:
+        with self._lock:
+            return list(self._readers)
 
     def reader(
         self,
@@ -76,6 +113,7 @@ class History:
         """A snapshot taken now; close it, or use it as a context manager, to release the files it reads.
 
         :raises QueryError: when the log is trimmed faster than a snapshot can be taken.
+        :raises StoppingError: when the host stops.
         """
         for _ in _range(_ATTEMPTS):
             try:
@@ -91,6 +129,8 @@ class History:
         filters: tuple[Filter, ...],
         metrics: MetricSource | None,
     ) -> Reader:
+        if self._stopping:
+            raise StoppingError
         with ExitStack() as stack:
             leased = stack.enter_context(self._store.lease(tenant, range.start, range.end))
             durable = max(self._log.durable, leased.position)
@@ -106,15 +146,23 @@ class History:
                 limits=self._limits,
                 metrics=metrics,
             )
-            return Reader(spec, tail, stack.pop_all())
+            reader = Reader(spec, tail, stack.pop_all())
+        with self._lock:
+            self._readers.add(reader)
+            late = self._stopping
+        if late:
+            reader.interrupt()
+        return reader
 
-    def event_names(self, tenant: str) -> list[str]:
-        """The names of the tenant's events, most frequent first, at most `MAX_NAMES`."""
+    def has_event(self, tenant: str, name: str) -> bool:
+        """Whether the tenant has any event of this name."""
         with self.reader(tenant) as reader:
-            found = reader.sql(
-                f"SELECT name, count(*) AS n FROM events GROUP BY name ORDER BY n DESC LIMIT {MAX_NAMES}"
-            )
-        return [str(name) for name in found.column("name").to_pylist()]
+            return reader.has_event(name)
+
+    def event_names(self, tenant: str, most: int = MAX_NAMES) -> list[str]:
+        """The names of the tenant's events, most frequent first, at most ``most``."""
+        with self.reader(tenant) as reader:
+            return reader.event_names(most)
 
     def watermark(self) -> datetime | None:
         """The log's clock at its durable end; None when the log holds nothing."""
@@ -213,7 +261,7 @@ def _write_cursor(cursor: _Cursor) -> str:
 
 def _read_cursor(text: str, tie: bytes) -> _Cursor:
     try:
-        cursor = msgspec.msgpack.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=_Cursor)
+        cursor = _cursor.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except (ValueError, msgspec.MsgspecError):
         raise ParameterError("cursor", "cannot be read; give the next_cursor of an earlier answer as it came") from None
     if cursor.query != tie:

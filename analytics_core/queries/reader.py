@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from datetime import datetime
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -14,11 +13,11 @@ import duckdb
 import pyarrow as pa
 from msgspec import Struct
 
-from analytics_core.errors import ClashError, ParameterError, QueryError, RequestError, TrimmedError
+from analytics_core.errors import ClashError, ParameterError, QueryError, RequestError, StoppingError, TrimmedError
 from analytics_core.events import SCHEMA
-from analytics_core.log import LogReader
 from analytics_core.log.segments import SegmentReader
 from analytics_core.metrics.filters import Field, Filter, conjunction
+from analytics_core.queries.tail import Tail, read_tail
 from analytics_core.records import Series, TimeRange
 
 _SEALED: Final = {
@@ -28,8 +27,6 @@ _SEALED: Final = {
     "python_enable_replacements": "false",
     "temp_directory": "",
 }
-_SMALL: Final = 4_096
-"""Rows per batch below which the tail is copied together: DuckDB and Arrow pay per batch."""
 
 
 class Limits(Struct, frozen=True):
@@ -44,13 +41,6 @@ class MetricSource(Protocol):
     """Who knows metrics by name, for `Reader.metric`. Picklable when a spec is to carry it to another process."""
 
     def series(self, reader: Reader, name: str, interval: str) -> Series: ...
-
-
-class Tail(Struct, frozen=True):
-    """The durable events of one tenant in ``[position, durable)`` of the log, and the log's clock at ``durable``."""
-
-    table: pa.Table
-    watermark: datetime | None
 
 
 class ReaderSpec(Struct, frozen=True, kw_only=True):
@@ -83,28 +73,6 @@ class ReaderSpec(Struct, frozen=True, kw_only=True):
             return Reader(self, tail, stack.pop_all())
 
 
-def read_tail(log: LogReader, tenant: str, position: int, durable: int) -> Tail:
-    """Map the log from ``position`` to ``durable``. :raises TrimmedError: when ``position`` is no longer held."""
-    kept: list[pa.RecordBatch] = []
-    watermark: datetime | None = None
-    at = position if position < durable else max(durable - 1, log.first)
-    while at < durable:
-        batches, ahead = log.read(at)
-        if not batches:
-            break
-        for batch in batches:
-            if len(batch) and batch.column("seq")[0].as_py() >= durable:
-                break
-            watermark = batch.watermark
-            if len(batch) and batch.tenant == tenant and position < durable:
-                kept.append(batch.record_batch)
-        at = ahead
-    table = pa.Table.from_batches(kept, schema=SCHEMA)
-    if len(kept) > 1 and len(table) < _SMALL * len(kept):
-        table = table.unify_dictionaries().combine_chunks()
-    return Tail(table, watermark)
-
-
 class Reader:
     """An `EventReader`: read-only, bound to tenant, range and filters, every call on the same snapshot.
 
@@ -117,6 +85,7 @@ class Reader:
         self._resources = resources
         self._lock = threading.Lock()
         self._closing = False
+        self._stopped = False
         self.watermark = tail.watermark
         """The log's clock at the snapshot's end; None when the log holds nothing."""
         try:
@@ -145,10 +114,10 @@ class Reader:
         """Run one SELECT over the view ``events``; ``$name`` parameters are bound. Times come back in UTC.
 
         :raises QueryError: for anything but one SELECT, an error of DuckDB, and a query over its time or memory.
+        :raises StoppingError: when the host stops.
         """
         with self._lock, self._guarded():
-            if self._closing:
-                raise QueryError("this reader is closed")
+            self._check_open()
             statements = self._connection.extract_statements(query)
             if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                 raise QueryError("only one SELECT statement can be run")
@@ -185,6 +154,26 @@ class Reader:
         except (RequestError, ClashError) as error:
             raise QueryError(str(error)) from error
 
+    def has_event(self, name: str) -> bool:
+        """Whether the snapshot has an event of this name."""
+        return len(self.sql("SELECT 1 AS found FROM events WHERE name = $name LIMIT 1", {"name": name})) > 0
+
+    def event_names(self, most: int) -> list[str]:
+        """Names of events, most frequent first."""
+        found = self.sql(f"SELECT name FROM events GROUP BY name ORDER BY count(*) DESC, name LIMIT {most:d}")
+        return [str(name) for name in found.column("name").to_pylist()]
+
+    def interrupt(self) -> bool:
+        """The host stops: end what runs, answer nothing more. Does not wait; whether a query is still running.
+
+        DuckDB forgets an interrupt that comes just before a query begins, so call it again until nothing runs.
+        """
+        self._stopped = True
+        if self._lock.locked() and not self._closing:
+            with suppress(duckdb.Error):  # closed just now
+                self._connection.interrupt()
+        return self._lock.locked()
+
     def close(self) -> None:
         """End what runs, wait for that, and release the snapshot. May be called twice, from any thread."""
         if not self._closing:
@@ -200,6 +189,12 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._stopped:
+            raise StoppingError
+        if self._closing:
+            raise QueryError("this reader is closed")
+
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """A time budget, and DuckDB's errors as ours."""
@@ -210,6 +205,7 @@ class Reader:
         try:
             yield
         except duckdb.InterruptException:
+            self._check_open()
             raise QueryError(
                 f"no answer within {limits.seconds:g} s; narrow the time range, add a filter, or group more coarsely"
             ) from None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
+from math import inf
 from typing import Any, Final
 
 import numpy as np
@@ -14,13 +16,16 @@ from analytics_core.manifest import Deployment
 from analytics_core.metrics.buckets import Buckets, buckets
 from analytics_core.metrics.definition import Definition, PluginMetric, define, look_up
 from analytics_core.queries.figures import MAX_SERIES, Figures, over_events
-from analytics_core.queries.history import History
+from analytics_core.queries.history import MAX_NAMES, History
 from analytics_core.queries.points import merged
 from analytics_core.queries.reader import MetricSource, Reader
 from analytics_core.records import Series, TimeRange
 from analytics_core.state import StateStore
 
 MAX_METRICS: Final = 50
+_NEAR: Final = 200
+"""Event names among which a near one is sought for a name that is none."""
+_NEAR_SECONDS: Final = 60.0
 _SECOND: Final = 1_000_000
 
 
@@ -32,7 +37,8 @@ class MetricQueries:
         self._history = history
         self._state = state
         self._definitions = {name: define(metric) for name, metric in deployment.metrics.items()}
-        self._names: dict[str, set[str]] = {}
+        self._known: set[tuple[str, str]] = set()
+        self._near: dict[str, tuple[float, list[str]]] = {}
 
     @property
     def definitions(self) -> Mapping[str, Definition]:
@@ -102,10 +108,23 @@ class MetricQueries:
         return look_up(name, self._definitions, self._plugin_metrics(tenant), lambda: self._seen(tenant, name))
 
     def _seen(self, tenant: str, name: str) -> Iterable[str]:
-        """The tenant's event names; read again only for a name that is new, since names do not go away."""
-        if name not in self._names.get(tenant, ()):
-            self._names[tenant] = set(self._history.event_names(tenant))
-        return self._names[tenant]
+        """``name`` alone when the tenant has such events, else names that may have been meant.
+
+        A name that was found is not looked for again, since names do not go away. Suggestions are the most frequent
+        names and up to a minute old: they cost a pass over the history.
+        """
+        if (tenant, name) in self._known:
+            return (name,)
+        if self._history.has_event(tenant, name):
+            if len(self._known) >= MAX_NAMES:
+                self._known.clear()
+            self._known.add((tenant, name))
+            return (name,)
+        read_at, names = self._near.get(tenant, (-inf, []))
+        if time.monotonic() - read_at > _NEAR_SECONDS:
+            names = self._history.event_names(tenant, _NEAR)
+            self._near[tenant] = time.monotonic(), names
+        return names
 
     def _plugin_metrics(self, tenant: str) -> dict[str, PluginMetric]:
         metrics = (PluginMetric(lane, name, kind) for lane, name, kind in self._state.catalogue(tenant))
@@ -150,7 +169,7 @@ class EventMetrics:
         """:raises NotFoundError: for a plugin's metric too, since its points are not events."""
 
         def seen() -> list[str]:
-            return list(reader.sql("SELECT DISTINCT name FROM events").column("name").to_pylist())
+            return [name] if reader.has_event(name) else reader.event_names(_NEAR)
 
         metric = look_up(name, self._definitions, {}, seen)
         assert isinstance(metric, Definition)

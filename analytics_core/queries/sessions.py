@@ -8,12 +8,10 @@ import msgspec
 from msgspec import Raw
 
 from analytics_core.errors import ParameterError, near
-from analytics_core.events import EARLIEST, Event, parse_time
+from analytics_core.events import EARLIEST, MAX_ID, MAX_NAME, Event, parse_time
 
 MAX_EVENTS: Final = 100_000
 MAX_BYTES: Final = 32 << 20
-_MAX_NAME: Final = 256
-_MAX_ID: Final = 512
 _FORMS: Final = ("sessions", "events")
 _KINDS: Final = {
     bool: "true or false",
@@ -146,8 +144,8 @@ def _list(given: Any, path: str) -> list[Any]:
 
 def _name(event: dict[str, Any], key: str, path: str) -> str:
     name = event.get(key)
-    if not isinstance(name, str) or not name or len(name) > _MAX_NAME:
-        raise ParameterError(f"{path}.{key}", f"must be a text of 1 to {_MAX_NAME} characters, not {_kind(name)}")
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME:
+        raise ParameterError(f"{path}.{key}", f"must be a text of 1 to {MAX_NAME} characters, not {_kind(name)}")
     return name
 
 
@@ -155,8 +153,8 @@ def _identifier(entry: dict[str, Any], key: str, path: str, *, required: bool = 
     value = entry.get(key)
     if value is None and not required:
         return None
-    if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value).encode()) > _MAX_ID:
-        raise ParameterError(f"{path}.{key}", f"must be a text or a whole number of at most {_MAX_ID} bytes")
+    if isinstance(value, bool) or not isinstance(value, str | int) or len(str(value).encode()) > MAX_ID:
+        raise ParameterError(f"{path}.{key}", f"must be a text or a whole number of at most {MAX_ID} bytes")
     return str(value)
 
 
@@ -178,12 +176,4 @@ def _time(value: Any, path: str) -> str | int | float | None:
 def _kind(value: Any) -> str:
     if value is None:
         return "missing"
-    named = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return named.get(type(value), type(value).__name__)
+    return _KINDS.get(type(value), type(value).__name__)

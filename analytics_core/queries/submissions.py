@@ -84,6 +84,9 @@ class Analysis(Struct, rename="camel"):
     metrics: dict[str, Any] = {}
 
 
+_analysis: Final = msgspec.json.Decoder(Analysis)  # made before there are threads, as in lanes.checkpoint
+
+
 class Submissions:
     """Takes submissions and works on at most ``max_running`` at a time; lives on one event loop.
 
@@ -157,7 +160,7 @@ class Submissions:
         body = self._state.document(tenant, KIND, analysis_id)
         if body is None:
             return None
-        analysis = msgspec.json.decode(body, type=Analysis)
+        analysis = _analysis.decode(body)
         if analysis.status == "pending" and analysis.run != self._run:
             analysis.status = "failed"
             analysis.error = "the host was restarted during the analysis; its events are stored, submit the data again"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket as sockets
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -22,7 +22,9 @@ from analytics_core.config import ApiKey, Auth, Settings
 from analytics_core.errors import HookFailedError, NotFoundError
 from analytics_core.events import Event
 from analytics_core.lanes import LaneView
+from analytics_core.lanes.maintenance import HeldRetention
 from analytics_core.live import Live
+from analytics_core.manifest import Deployment, TenantManifest
 from analytics_core.records import Message, Outcome, Reply, Request
 
 KEYS = (
@@ -31,6 +33,7 @@ KEYS = (
     ApiKey("acme-operator", "acme", "operator"),
     ApiKey("other-operator", "other", "operator"),
 )
+DEPLOYMENT = Deployment(tenants={"acme": TenantManifest(name="acme", timezone="Europe/Berlin")})
 AUTH = Auth(enabled=True, keys=KEYS, jwt_secret="a secret of the tests, long enough for HS256")
 
 
@@ -43,6 +46,13 @@ class StandIns:
     requests: int = 2
     seconds: float = 0.004
     rejected: list[dict[str, Any]] = field(default_factory=list)
+    state: str = "active"
+    lane_state: str = "running"
+    room: list[int] = field(default_factory=list)
+    """Bytes that are held in the queue, one entry for each body."""
+    taken: asyncio.Event = field(default_factory=asyncio.Event)
+    held: list[HeldRetention] = field(default_factory=list)
+    confirmed: int = 0
 
     def _ask(self, *what: Any) -> None:
         self.asked.append(what)
@@ -50,6 +60,15 @@ class StandIns:
             raise self.fail
 
     # intake
+
+    @contextmanager
+    def room_for(self, size: int) -> Iterator[None]:
+        self.room.append(size)
+        self.taken.set()
+        try:
+            yield
+        finally:
+            self.room.remove(size)
 
     async def accept(self, body: bytes, **given: Any) -> Outcome:
         self._ask("accept", body, given)
@@ -66,8 +85,8 @@ class StandIns:
             SimpleView(
                 name="user-behavior",
                 version="1.0",
-                state="active",
-                reason="",
+                state=self.state,
+                reason="a row of globex",
                 since="2025-01-01T00:00:00Z",
                 generation=1,
                 isolation="thread",
@@ -79,7 +98,7 @@ class StandIns:
         ]
 
     def lanes(self) -> list[LaneView]:
-        return [LaneView("store", "running", 5, 0, 5)]
+        return [LaneView("store", self.lane_state, 5, 2, 5, "a row of globex")]
 
     def route(self, method: str, path: str) -> str | None:
         return "foreign" if (method, path) == ("POST", "/foreign/track") else None
@@ -102,11 +121,11 @@ class StandIns:
         series = [{"metric": f"{tenant}.{name}", "value": 1.0, "points": [point]} for name in given[0]]
         return {"metrics": series, "watermark": None}
 
-    def catalogue(self, tenant: str) -> list[dict[str, Any]]:
-        return [{"name": "funnel", "plugin": "user-behavior", "title": tenant, "schema": {}}]
+    def catalogue(self, tenant: str, timezone: str) -> list[dict[str, Any]]:
+        return [{"name": "funnel", "plugin": "user-behavior", "title": tenant, "schema": {"default": timezone}}]
 
-    async def ask(self, name: str, parameters: dict[str, Any], tenant: str) -> dict[str, Any]:
-        self._ask("analysis", name, parameters, tenant)
+    async def ask(self, name: str, parameters: dict[str, Any], tenant: str, timezone: str) -> dict[str, Any]:
+        self._ask("analysis", name, parameters, tenant, timezone)
         if name != "funnel":
             raise NotFoundError("analysis", name, ["funnel"])
         return {"analysis": name, "rows": [{"tenant": tenant}]}
@@ -132,6 +151,15 @@ class StandIns:
 
     def latest(self, tenant: str) -> dict[str, dict[str, Any]]:
         return {"page_views": {"value": float(len(tenant)), "window": None}}
+
+    # maintenance
+
+    def confirm_retention(self) -> None:
+        self.confirmed += 1
+        self.held.clear()
+
+    def figures(self) -> dict[str, int | float]:
+        return {"intake_accepted": 7, "dedup_reached": 5, "commit_seconds": 0.25}
 
 
 class SimpleView(msgspec.Struct):
@@ -191,7 +219,7 @@ async def opened(settings: Settings = Settings(), *, read_buffer: int | None = N
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     services = api.Services(
         settings=settings,
-        deployment=None,
+        deployment=DEPLOYMENT,
         intake=behind,
         host=behind,
         lanes=behind.lanes,
@@ -200,9 +228,10 @@ async def opened(settings: Settings = Settings(), *, read_buffer: int | None = N
         analyses=behind,
         submissions=behind,
         state=behind,
-        log=None,
         live=live,
         live_metrics=behind,
+        maintenance=behind,
+        figures=behind.figures,
         started_at=datetime.now(UTC),
     )
     app = api.build(services)

@@ -26,6 +26,7 @@ from analytics_core.errors import (
     RejectedError,
     StorageError,
 )
+from analytics_core.lanes.maintenance import HeldRetention
 from tests.flow.api_house import AUTH, House, opened
 
 PROBLEM = "application/problem+json"
@@ -152,6 +153,18 @@ BODIES = {
     "filters": ("/api/analytics/query", b'{"filters": [{"op": "="}]}', 422, "filters[0]: must be an object"),
     "too many": ("/api/analytics/query", b'{"limit": 100000}', 422, "limit: 100000 is outside 1..1000"),
     "cursor": ("/api/analytics/query", b'{"records": "insights", "cursor": "x"}', 422, "cursor: is not one"),
+    "long cursor": (
+        "/api/analytics/query",
+        b'{"records": "insights", "cursor": "99999999999999999999"}',
+        422,
+        "cursor: is not one",
+    ),
+    "cursor beyond": (
+        "/api/analytics/query",
+        b'{"records": "insights", "cursor": "9223372036854775808"}',
+        422,
+        "cursor: is not one",
+    ),
 }
 
 
@@ -233,6 +246,31 @@ def test_cross_origin() -> None:
                     assert answer.headers.get("Access-Control-Allow-Origin") == (origin if allowed else None)
                     assert "Origin" in answer.headers["Vary"]
             assert "Access-Control-Allow-Origin" not in (await house.ask("GET", "/healthz")).headers
+
+    run(scenario())
+
+
+def test_room_in_the_queue_is_held_from_before_a_body_is_read_until_the_answer() -> None:
+    async def scenario() -> None:
+        async with opened(Settings(intake=Intake(max_body_bytes=1000))) as house:
+            behind = house.behind
+
+            async def body(held: list[list[int]]) -> Any:
+                yield b"a"
+                await asyncio.wait_for(behind.taken.wait(), 10)  # before the rest has come
+                held.append([*behind.room])
+                yield b",b"
+
+            for path in ("/api/v1/events", "/foreign/track"):
+                for length, size in (("3", 3), (None, 1000)):
+                    behind.taken.clear()
+                    held: list[list[int]] = []
+                    headers = {"Content-Length": length} if length else {}
+                    assert (await house.ask("POST", path, data=body(held), headers=headers)).status < 300
+                    assert (held, behind.room) == ([[size]], [])
+                behind.taken.clear()
+                is_problem(await house.ask("POST", path, data=b"x" * 1001), 413)
+                assert not behind.taken.is_set()
 
     run(scenario())
 
@@ -430,11 +468,124 @@ def test_health_tells_strangers_only_that_it_lives() -> None:
         async with opened(GUARDED) as house:
             stranger = (await house.ask("GET", "/api/analytics/health")).body
             assert (stranger["success"], stranger["status"], stranger["metrics"]) == (True, "healthy", None)
+            assert stranger["components"]["lane:store"] == {"status": "running", "reason": None, "lag": None}
             known = (await house.ask("GET", "/api/analytics/health", "acme-reader")).body
             assert known["metrics"] == {"totalAnalyzed": 4, "averageProcessingTime": 2.0, "modelsLoaded": 0}
             assert known["components"]["plugin:user-behavior"]["status"] == "active"
             host = (await house.ask("GET", "/api/analytics/health", "acme-operator")).body
             assert host["metrics"]["totalAnalyzed"] == 5  # of all lanes
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("lane", "plugin", "status"),
+    [
+        ("running", "active", "healthy"),
+        ("active", "disabled", "healthy"),
+        ("retrying", "active", "degraded"),
+        ("failed", "active", "degraded"),
+        ("running", "quarantined", "degraded"),
+    ],
+)
+def test_a_lane_in_trouble_is_a_host_in_trouble(lane: str, plugin: str, status: str) -> None:
+    async def scenario() -> None:
+        async with opened() as house:
+            house.behind.lane_state, house.behind.state = lane, plugin
+            assert (await house.ask("GET", "/api/analytics/health")).body["status"] == status
+
+    run(scenario())
+
+
+def test_what_concerns_all_tenants_is_for_operators() -> None:
+    """Reasons quote other tenants' data, and positions and lags tell how much they send."""
+
+    async def scenario() -> None:
+        async with opened(GUARDED) as house:
+            house.behind.held = [HeldRetention("globex", 0.4, "the clock jumped")]
+            paths = ("/api/v1/plugins", "/api/v1/lanes", "/api/analytics/metrics", "/api/analytics/health")
+            for key in ("acme-reader", "acme-writer", None):
+                plugins, lanes, operational, health = [(await house.ask("GET", path, key)).body for path in paths]
+                assert "a row of" not in str((plugins, lanes, operational, health))
+                assert "globex" not in str(health)
+                assert health["components"]["retention"] == {"status": "held", "reason": None, "lag": None}
+                assert health["components"]["plugin:user-behavior"]["lag"] is None
+                if key is None:
+                    continue
+                hidden = ("reason", "lag", "events_processed", "errors")
+                assert [plugins["plugins"][0][name] for name in hidden] == [None] * 4
+                assert plugins["plugins"][0]["state"] == "active"
+                nothing = {"position": None, "lag": None, "events": None, "reason": None}
+                assert lanes["lanes"] == operational["lanes"] == [{"name": "store", "state": "running", **nothing}]
+                assert (operational["connections"], operational["figures"]) == (None, None)
+            plugins, lanes, operational, health = [(await house.ask("GET", p, "acme-operator")).body for p in paths]
+            assert (plugins["plugins"][0]["reason"], plugins["plugins"][0]["events_processed"]) == (
+                "a row of globex",
+                3,
+            )
+            assert lanes["lanes"] == operational["lanes"]
+            assert lanes["lanes"][0].items() >= {"position": 5, "lag": 2, "events": 5}.items()
+            assert health["components"]["lane:store"] == {"status": "running", "reason": "a row of globex", "lag": 2}
+            assert "'globex': retention would drop 40% of its events" in health["components"]["retention"]["reason"]
+            assert operational["figures"] == house.behind.figures()
+            assert operational["connections"] == 0
+
+    run(scenario())
+
+
+def test_an_operator_confirms_retention_that_is_held_and_nothing_ahead() -> None:
+    async def scenario() -> None:
+        async with opened(GUARDED) as house:
+            assert (await house.ask("GET", "/api/v1/retention", "acme-operator")).body == {"held": []}
+            answer = await house.ask("POST", "/api/v1/retention/confirm", "acme-operator")
+            assert (answer.status, answer.body, house.behind.confirmed) == (202, {"confirmed": []}, 0)
+            house.behind.held = [HeldRetention("globex", 0.4, "the clock jumped")]
+            held = [{"tenant": "globex", "share": 0.4, "reason": "the clock jumped"}]
+            assert (await house.ask("GET", "/api/v1/retention", "acme-operator")).body == {"held": held}
+            is_problem(await house.ask("POST", "/api/v1/retention/confirm", "acme-writer"), 403)
+            assert house.behind.confirmed == 0
+            answer = await house.ask("POST", "/api/v1/retention/confirm", "acme-operator")
+            assert (answer.status, answer.body, house.behind.confirmed) == (202, {"confirmed": held}, 1)
+
+    run(scenario())
+
+
+def test_another_scheme_is_nobodys_business_where_no_credential_is_needed() -> None:
+    """A proxy with a password of its own passes its header on."""
+
+    async def scenario() -> None:
+        basic = {"Authorization": "Basic abc"}
+        async with opened() as house:
+            assert (await house.ask("POST", "/api/v1/events", data=EVENT, headers=basic)).status == 202
+            assert (await house.ask("POST", "/foreign/track", data=b"a", headers=basic)).status == 200
+        async with opened(GUARDED) as house:
+            for path in ("/healthz", "/api/analytics/health", "/api/v1/openapi.json"):
+                assert (await house.ask("GET", path, headers=basic)).status == 200
+            assert (await house.ask("GET", "/api/analytics/health", headers=basic)).body["metrics"] is None
+            is_problem(await house.ask("GET", "/api/v1/plugins", headers=basic), 401, "'Basic' is not supported")
+            assert (await house.ask("GET", "/api/v1/plugins", "acme-reader", headers=basic)).status == 200
+
+    run(scenario())
+
+
+def test_the_tenants_zone_holds_where_a_request_names_none() -> None:
+    async def scenario() -> None:
+        async with opened(GUARDED) as house:
+            for key, zone in (("acme-reader", "Europe/Berlin"), ("other-operator", "UTC")):
+                house.behind.asked.clear()
+                await house.ask("GET", "/api/v1/metrics?metrics=a", key)
+                await house.ask("GET", "/api/v1/metrics?metrics=a&timezone=Asia/Tokyo", key)
+                assert [call[6] for call in house.behind.asked] == [zone, "Asia/Tokyo"]
+                await house.ask("POST", "/api/v1/analyses/funnel", key, json={})
+                assert house.behind.asked[-1][-1] == zone
+                listed = (await house.ask("GET", "/api/v1/analyses", key)).body["analyses"]
+                assert listed[0]["schema"] == {"default": zone}
+                span = {"timeRange": {"start": "2025-01-01", "end": "2025-01-02"}}
+                await house.ask("POST", "/api/analytics/query", key, json=span)
+                midnight = house.behind.asked[-1][2]["start"]
+                assert midnight.isoformat() == (
+                    "2024-12-31T23:00:00+00:00" if zone == "Europe/Berlin" else "2025-01-01T00:00:00+00:00"
+                )
 
     run(scenario())
 

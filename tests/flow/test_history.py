@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ import msgspec
 import pyarrow as pa
 import pytest
 
-from analytics_core.errors import ParameterError, QueryError, TrimmedError
+from analytics_core.errors import ParameterError, QueryError, StoppingError, TrimmedError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.log.segments import SegmentLog
+from analytics_core.queries import tail
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.history import ALL_TIME, History
 from analytics_core.queries.reader import Limits
@@ -121,6 +123,30 @@ def test_the_tail_is_decoded_once_however_often_it_is_asked_for(house: House) ->
     house.log.trim(house.store.position)
     house.post({"event": "a"})
     assert (ids(), ids("acme")) == (["e0", "e2", "e4"], ["e1", "e3"])
+
+
+def test_a_tail_that_is_too_long_is_mapped_and_never_copied(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+
+    def watched(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+        copied.append(sum(batch.num_rows for batch in batches))
+        return original(batches)
+
+    original = tail._copied
+    monkeypatch.setattr(tail, "_copied", watched)
+    house.post({"event": "a", "properties": {"filling": "x" * 4000}})
+    assert house.ids() == ["e0"]
+    assert copied == [1]
+    monkeypatch.setattr(tail, "MAX_BYTES", 6_000)
+    house.post({"event": "a", "properties": {"filling": "x" * 4000}}, tenant="acme")
+    house.post({"event": "a"})
+    for _ in range(2):
+        assert (house.ids(), house.ids("acme")) == (["e0", "e2"], ["e1"])
+    assert copied == [1]
+    house.store_all()
+    house.post({"event": "a"})
+    assert house.ids() == ["e0", "e2", "e3"]
+    assert copied == [1, 1]  # short again
 
 
 def test_no_row_of_another_tenant_is_ever_seen(house: House) -> None:
@@ -341,6 +367,36 @@ def test_closing_ends_a_query_that_another_thread_runs(house: House) -> None:
     assert problems
 
 
+def test_when_the_host_stops_every_query_ends_and_none_begins(house: House) -> None:
+    running = threading.Barrier(3)
+    problems: list[Exception] = []
+
+    def run() -> None:
+        with house.history.reader("default") as reader:
+            running.wait(10)
+            try:
+                reader.sql("SELECT sum(a.range * b.range % 7) FROM range(10000000) a, range(10000000) b")
+            except QueryError as error:
+                problems.append(error)
+
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    idle = house.history.reader("default")
+    running.wait(10)
+    house.history.interrupt()  # whether the queries have begun already or not
+    house.history.interrupt()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert [type(problem) for problem in problems] == [StoppingError, StoppingError]
+    assert house.history.stopping
+    for ask in (lambda: idle.sql("SELECT 1 AS one"), lambda: house.history.reader("default")):
+        with pytest.raises(StoppingError, match="the host is stopping"):
+            ask()
+    idle.close()
+
+
 def test_a_spec_opens_the_same_snapshot_elsewhere(house: House) -> None:
     house.post({"event": "a"}, {"event": "b"})
     house.store_all(upto=2)
@@ -388,6 +444,14 @@ def test_a_cursor_belongs_to_its_query(house: House) -> None:
     for broken in ("x", "AAAA", cursor[:-3], "é"):
         with pytest.raises(ParameterError, match="cursor"):
             house.history.page("default", limit=1, names=["a"], cursor=broken)
+    tie, *key = msgspec.msgpack.decode(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    for at in range(len(key)):
+        for beyond in (2**63, -(2**63)):
+            edited = msgspec.msgpack.encode([tie, *key[:at], beyond, *key[at + 1 :]])
+            with pytest.raises(ParameterError, match="cursor"):
+                house.history.page(
+                    "default", limit=1, names=["a"], cursor=base64.urlsafe_b64encode(edited).decode().rstrip("=")
+                )
     for limit in (0, 1001):
         with pytest.raises(ParameterError, match=r"outside 1\.\.1000"):
             house.history.page("default", limit=limit)

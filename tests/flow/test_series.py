@@ -17,6 +17,7 @@ from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.log.segments import SegmentLog
 from analytics_core.manifest import Deployment, MetricManifest
+from analytics_core.queries import series
 from analytics_core.queries.history import History
 from analytics_core.queries.series import MetricQueries
 from analytics_core.records import Metric, TimeRange, Window
@@ -209,6 +210,25 @@ def test_labels_lengths_and_lanes_of_plugin_points(shop: Shop) -> None:
     assert shop.values("other.hits")[0] == 100
     assert shop.values("web.both") == (5, [5, 0, 0])  # the same five, by minute and by day
     assert shop.values("web.both", interval="hour")[0] == 5
+
+
+def test_any_name_is_found_and_a_miss_costs_no_pass_over_history(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[int] = []
+
+    def watched(tenant: str, most: int = 0) -> list[str]:
+        listed.append(most)
+        return original(tenant, most)
+
+    original = shop.history.event_names
+    monkeypatch.setattr(shop.history, "event_names", watched)
+    monkeypatch.setattr(series, "_NEAR", 1)  # only the most frequent name is suggested, all are found
+    for _ in range(3):
+        assert shop.values("buy")[0] == 3
+        with pytest.raises(NotFoundError):
+            shop.ask("byu")
+    assert listed == [1]
+    shop.post({"event": "byu", "timestamp": "2025-01-02T00:00:00Z"})
+    assert shop.values("byu")[0] == 1  # at once
 
 
 def test_names_that_are_no_metric(shop: Shop) -> None:
