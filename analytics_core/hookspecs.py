@@ -111,5 +111,4 @@ class Hooks:
         """One anomaly score in ``[0, 1]`` per point, shape ``(n,)``."""
 
 
-LANE_HOOKS = frozenset({"setup", "teardown", "process", "export_state", "import_state", "erase"})
 HOOKS = frozenset(name for name in vars(Hooks) if not name.startswith("_"))

@@ -73,13 +73,14 @@ class Facts(Struct, frozen=True):
 class Published:
     """A message as one tenant gets it; its body is looked into once, and only when somebody filters."""
 
-    __slots__ = ("_facts", "id", "message", "number")
+    __slots__ = ("_body", "_facts", "id", "message", "number")
 
     def __init__(self, id_: str, number: int, message: Message) -> None:
         self.id = id_
         self.number = number
         self.message = message
         self._facts: Facts | None = None
+        self._body: bytes | None = None
 
     @property
     def facts(self) -> Facts:
@@ -91,14 +92,27 @@ class Published:
                 self._facts = Facts()
         return self._facts
 
-    def event(self, stream: Stream) -> tuple[str, str, bytes]:
+    def event(self, stream: Stream, *, operator: bool) -> tuple[str, str, bytes]:
         """The event's name, id and JSON text as clients of ``stream`` see them: the arguments of an `Encode`."""
-        body = self.message.body
+        body = self.message.body if operator or self.message.topic != "plugin" else self._without_reason
         if stream == "analytics":
             return "analytics:update", self.id, b'{"type":"%s","data":%s}' % (self.message.topic.encode(), body)
         if stream == "alert":
             return f"alert:{self.facts.severity or 'info'}", self.id, body
         return _EVENTS[stream], self.id, body
+
+    @property
+    def _without_reason(self) -> bytes:
+        """A plugin's state alone: the reason may quote what a plugin said of another tenant's events."""
+        if self._body is None:
+            try:
+                members = msgspec.json.decode(self.message.body, type=dict[str, msgspec.Raw])
+            except msgspec.MsgspecError as problem:
+                log.warning("message_body_unreadable", message=self.message.id, problem=str(problem))
+                members = {}
+            members.pop("reason", None)
+            self._body = msgspec.json.encode(members)
+        return self._body
 
 
 Encode = Callable[[str, str, bytes], Any]
@@ -142,14 +156,19 @@ class Connection:
         self.sink = sink
         self.encode = encode
         self.tenant: str | None = None
+        self.operator = False
         self.wishes: dict[Stream, list[Subscription]] = {}
 
-    def enter(self, tenant: str, until: float | None = None) -> None:
-        """Belong to ``tenant``, until the Unix time ``until`` if given. Subscriptions of another tenant end."""
+    def enter(self, tenant: str, until: float | None = None, *, operator: bool = False) -> None:
+        """Belong to ``tenant``, until the Unix time ``until`` if given. Subscriptions of another tenant end.
+
+        ``operator`` is whether the identity has that role: only operators are told why a plugin is in its state.
+        """
         self._leave()
         if tenant != self.tenant:
             self.wishes.clear()
         self.tenant = tenant
+        self.operator = operator
         self._live.room(tenant).connections[self] = None
         if until is not None:
             delay = max(0.0, until - time.time())
@@ -189,6 +208,7 @@ class Connection:
         """Receive nothing more and free the place. May be called twice."""
         self._leave()
         self.tenant = None
+        self.operator = False
         self.wishes.clear()
         self._live.forget(self)
 
@@ -255,7 +275,7 @@ class Live:
             return [], "the server no longer knows this id: it was restarted, or the id is too old or not its own"
         seen = int(number)
         encoded = [
-            connection.encode(*published.event(stream))
+            connection.encode(*published.event(stream, operator=connection.operator))
             for published in room.ring
             if published.number > seen
             for stream in connection.streams(published)
@@ -298,13 +318,13 @@ class Live:
         return list(self._rooms.values()) if message.topic == "plugin" else []
 
     def _send(self, published: Published, connections: list[Connection]) -> None:
-        encoded: dict[tuple[Encode, Stream], Any] = {}
+        encoded: dict[tuple[Encode, Stream, bool], Any] = {}
         for connection in connections:
             try:
                 for stream in connection.streams(published):
-                    key = (connection.encode, stream)
+                    key = (connection.encode, stream, connection.operator and stream == "plugin")
                     if key not in encoded:
-                        encoded[key] = connection.encode(*published.event(stream))
+                        encoded[key] = connection.encode(*published.event(stream, operator=connection.operator))
                     if connection.sink.send(encoded[key]) > self._limit:
                         self.drop(connection, f"too slow: over {self._limit} messages were waiting")
                         break

@@ -12,7 +12,8 @@ Receiver = Callable[[Message], None]
 
 class Bus(Protocol):
     """Every backend keeps true: messages of one publisher arrive in order; a receiver that raises stops no other.
-    ``publish`` is safe from any thread and never blocks on a receiver; receivers run on the event loop."""
+    ``publish`` is safe from any thread and never blocks on a receiver; receivers run on the event loop. What waits for
+    delivery is bounded: of more the oldest messages are dropped, counted and logged."""
 
     def publish(self, message: Message) -> None: ...
 
@@ -21,11 +22,3 @@ class Bus(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-class Cache(Protocol):
-    """Answers that may be forgotten at any time. Keys carry the tenant and the log position they depend on."""
-
-    def get(self, key: str) -> bytes | None: ...
-
-    def put(self, key: str, value: bytes) -> None: ...

@@ -11,7 +11,7 @@ import msgspec
 
 from analytics_core.errors import HookTimeoutError, WorkerDiedError
 from analytics_core.host.crossing import RESULTS
-from analytics_core.host.wire import HEADER, Failure, decode, encode, frame, unframe
+from analytics_core.host.wire import HEADER, BadFrameError, Failure, decode, encode, frame, size_of, unframe
 
 _GRACE: Final = 0.5
 """Seconds that the worker has to report a deadline of its own before the host stops waiting for it."""
@@ -102,11 +102,13 @@ class Connection:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
-                (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                number, word, raw = unframe(await reader.readexactly(length))
+                size = size_of(await reader.readexactly(HEADER.size))
+                number, word, raw = unframe(await reader.readexactly(size))
                 future = self._waiting.get(number)
                 if future is not None and not future.done():
                     future.set_result((word, raw))
+        except BadFrameError as error:
+            self._worker.kill(f"it sent {error}")
         except (asyncio.IncompleteReadError, OSError):
             pass
         finally:

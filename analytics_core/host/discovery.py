@@ -25,7 +25,8 @@ GROUP: Final = "analytics_core.plugins"
 class Found(Struct, frozen=True):
     """One installed plugin. ``problem`` says why it cannot be loaded; ``state`` is then where it ends (DESIGN §9).
 
-    ``directory`` holds the sources of ``package`` (or, when that is a single module, the module's file).
+    ``directory`` holds the sources of ``package`` (or, when that is a single module, the module's file). ``guards``
+    says of a manifest that cannot be read that it seems to be of a plugin without which no event may be stored.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Found(Struct, frozen=True):
     manifest: PluginManifest | None = None
     problem: str | None = None
     state: Literal["discovered", "invalid", "incompatible"] = "discovered"
+    guards: bool = False
 
 
 class _NotFoundError(Exception):
@@ -83,14 +85,26 @@ def _found(declared: _Declared, paths: list[str], *, hooks: bool) -> Found:
         if not re.fullmatch(r"\w+(\.\w+)*", found.package) or not file.strip():
             raise _NotFoundError(f"its entry point is {entry.value!r}; valid is 'package:plugin.yaml'")
         found = replace(found, directory=_directory(found.package, dist, paths, hooks=hooks))
-        manifest = read_plugin(found.directory / file.strip())
     except _NotFoundError as error:
         return replace(found, problem=str(error), state="invalid")
+    path = found.directory / file.strip()
+    try:
+        manifest = read_plugin(path)
     except IncompatibleError as error:
-        return replace(found, problem=str(error), state="incompatible")
+        return replace(found, problem=str(error), state="incompatible", guards=_seems_to_guard(path))
     except ManifestError as error:
-        return replace(found, problem=str(error), state="invalid")
+        return replace(found, problem=str(error), state="invalid", guards=_seems_to_guard(path))
     return _checked(replace(found, manifest=manifest))
+
+
+def _seems_to_guard(path: Path) -> bool:
+    """Whether an unreadable manifest speaks of ``enrich`` and of an ``on_failure`` that is not plainly ``pass``: on
+    its account events would be stored unmasked, which is worse than a refusal that an operator can end."""
+    try:
+        text = re.sub(r"(?m)(^|\s)#.*", "", path.read_text("utf-8", "replace"))
+    except OSError:
+        return False
+    return "enrich" in text and re.search(r"on_failure[\"']?\s*:\s*(?![\"']?pass\b)\S", text) is not None
 
 
 def _checked(found: Found) -> Found:

@@ -77,9 +77,6 @@ class Enrichers:
         self._chain = [(enricher, Circuit()) for enricher in in_order(enrichers)]
         self._seconds = seconds
 
-    def __bool__(self) -> bool:
-        return bool(self._chain)
-
     async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Mask | None]:
         """The batch with changed properties, as long as before, and which of its rows were dropped.
 

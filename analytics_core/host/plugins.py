@@ -6,19 +6,20 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
 import msgspec
+import structlog
 
 from analytics_core.bus import Bus
 from analytics_core.config import Settings
-from analytics_core.errors import HookFailedError, NotFoundError, PluginUnavailableError
+from analytics_core.errors import HookFailedError, MalformedBodyError, NotFoundError, PluginUnavailableError
 from analytics_core.events import Event, EventBatch
 from analytics_core.host.discovery import Found, discover
 from analytics_core.host.enrichment import Enricher, Enrichers, Mask
-from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Transition
+from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, State, Transition
 from analytics_core.host.runtime import ProcessRuntime, Runtime, Subject, ThreadRuntime, on_own_thread
 from analytics_core.host.selection import Choice, choose
 from analytics_core.host.supervise import TICK_SECONDS, Life
@@ -36,8 +37,11 @@ from analytics_core.state import StateStore
 SWITCH_SECONDS: Final = 0.0001
 """How long one busy thread may keep the interpreter from the acknowledgement path (DESIGN §7)."""
 _SHORTEST_TICK: Final = 0.01
-_SETTLE_SECONDS: Final = 10.0
+_ENRICH_SECONDS: Final = 5.0
+"""How long a start waits for the plugins that enrich: what comes before them goes into the log as it is."""
 _CLOSE_SECONDS: Final = 10.0
+
+_log = structlog.get_logger(__name__)
 
 
 class PluginHost:
@@ -83,26 +87,21 @@ class PluginHost:
     # --- life --------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Find all plugins and start those that are to run; returns when each has come to something, or in 10 s.
+        """Find all plugins and begin to start those that are to run. Waits only for plugins that enrich, 5 s at most.
 
         A plugin that fails is a state with a reason, never an exception.
         """
         sys.setswitchinterval(SWITCH_SECONDS)
         self._choices = await asyncio.to_thread(self._choose)
-        for choice in self._choices:
-            health = Health(choice.name, self._observed)
-            self._healths.append(health)
-            if choice.state == "discovered":
-                self._runnable[choice.name] = choice
-            else:
-                await asyncio.to_thread(health.move, choice.state, choice.reason)
+        self._healths = [Health(choice.name, self._observed) for choice in self._choices]
+        self._runnable = {choice.name: choice for choice in self._choices if choice.state == "discovered"}
         self._lives = self._made()
         self._enrichers = Enrichers(
-            [self._enricher(c) for c in self._runnable.values() if _lists(c, "enrich")],
+            [self._enricher(choice) for choice in self._choices if choice.guards or self._may_enrich(choice)],
             self._settings.intake.enrich_seconds,
         )
         self._supervisor.start()
-        await asyncio.to_thread(self._wait_settled)
+        await asyncio.to_thread(self._settle)
 
     async def close(self) -> None:
         """Let every lane commit and end, then end every plugin, by force if need be."""
@@ -122,9 +121,14 @@ class PluginHost:
     def _choose(self) -> list[Choice]:
         return choose(self._find(), self._settings, self._deployment)
 
-    def _wait_settled(self) -> None:
+    def _settle(self) -> None:
+        """Record what is not to run, while the others load; then wait for those that enrich."""
+        for choice, health in zip(self._choices, self._healths, strict=True):
+            if choice.state != "discovered":
+                health.move(choice.state, choice.reason)
+        awaited = [self._lives[choice.name] for choice in self._runnable.values() if choice.lists("enrich")]
         with self._moved:
-            self._moved.wait_for(lambda: all(life.settled for life in self._lives.values()), _SETTLE_SECONDS)
+            self._moved.wait_for(lambda: all(life.settled for life in awaited), _ENRICH_SECONDS)
 
     def _made(self) -> dict[str, Life]:
         """Lives in an order in which each comes after those that it requires."""
@@ -177,11 +181,18 @@ class PluginHost:
 
     def _supervise(self) -> None:
         while not self._closing:
-            for life in self._lives.values():
-                life.tick()
-            due = min((life.due_in() for life in self._lives.values()), default=TICK_SECONDS)
+            due = min((self._tick(life) for life in self._lives.values()), default=TICK_SECONDS)
             self._changed.wait(min(max(due, _SHORTEST_TICK), TICK_SECONDS))
             self._changed.clear()
+
+    def _tick(self, life: Life) -> float:
+        """Seconds until the life needs the next look. What goes wrong with one is not the others' trouble."""
+        try:
+            life.tick()
+            return life.due_in()
+        except Exception:
+            _log.exception("supervision_failed", plugin=life.health.plugin)
+            return TICK_SECONDS
 
     def _observed(self, transition: Transition) -> None:
         announce(transition, self._state, self._bus)
@@ -204,8 +215,9 @@ class PluginHost:
         for life in self._lives.values():
             if life.lane is not None:
                 view = life.lane.view()
+                state = view.state if life.halted else life.health.state
                 reason = life.health.reason or view.reason
-                views.append(msgspec.structs.replace(view, state=life.health.state, reason=reason))
+                views.append(msgspec.structs.replace(view, state=state, reason=reason))
         return views
 
     def analyses(self) -> dict[str, AnalysisSpec]:
@@ -229,12 +241,15 @@ class PluginHost:
         return answer
 
     def enriches(self) -> bool:
-        """Whether any plugin that is to run has ``enrich``; one that must not be passed over counts when it is down."""
-        return any(
-            choice.manifest is not None
-            and (choice.manifest.on_failure == "reject" or self._lives[choice.name].health.state not in FINAL)
-            for choice in self._runnable.values()
-            if _lists(choice, "enrich")
+        """Whether any plugin that runs or may yet run has ``enrich``.
+
+        One that must not be passed over counts whatever has become of it, unless it is disabled.
+        """
+        return any(choice.guards or self._may_enrich(choice) for choice in self._choices)
+
+    def _may_enrich(self, choice: Choice) -> bool:
+        return (
+            choice.lists("enrich") and choice.name in self._lives and self._lives[choice.name].health.state not in FINAL
         )
 
     async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Mask | None]:
@@ -253,7 +268,21 @@ class PluginHost:
         return None
 
     async def ingest(self, plugin: str, request: Request) -> list[Event] | EventBatch:
-        events: list[Event] | EventBatch = await self._call(plugin, "ingest", request=request)
+        """The events that the adapter reads out of a request.
+
+        :raises MalformedBodyError: for a ``ValueError`` of the adapter, which so refuses what its client has sent.
+        :raises HookFailedError: for anything else that goes wrong in it.
+        :raises PluginUnavailableError: while the plugin is not running.
+        """
+        life = self._life_of(plugin)
+        seconds = self._seconds(self._runnable[plugin])
+        with self._blaming(life):
+            try:
+                events: list[Event] | EventBatch = await life.runtime.acall("ingest", seconds, request=request)
+            except HookFailedError as failure:
+                if isinstance(failure.__cause__, ValueError):
+                    raise MalformedBodyError(str(failure.__cause__)) from failure
+                raise
         return events
 
     async def reply(self, plugin: str, request: Request, outcome: Outcome) -> Reply:
@@ -269,17 +298,20 @@ class PluginHost:
         if "process" not in life.hooks:
             raise HookFailedError(plugin, "process", "is not a hook of this plugin, so it folds nothing")
         seconds = self._seconds(self._runnable[plugin])
-        result: ProcessResult = await self._counted(life, life.runtime.fold_once(batches, seconds))
-        return result
+        with self._blaming(life):
+            return await life.runtime.fold_once(batches, seconds)
 
     async def _call(self, plugin: str, hook: str, **arguments: Any) -> Any:
         life = self._life_of(plugin)
         seconds = self._seconds(self._runnable[plugin])
-        return await self._counted(life, life.runtime.acall(hook, seconds, **arguments))
+        with self._blaming(life):
+            return await life.runtime.acall(hook, seconds, **arguments)
 
-    async def _counted(self, life: Life, call: Awaitable[Any]) -> Any:
+    @contextlib.contextmanager
+    def _blaming(self, life: Life) -> Iterator[None]:
+        """Count the failure of a hook as its plugin's."""
         try:
-            return await call
+            yield
         except HookFailedError:
             life.health.errors += 1
             raise
@@ -290,21 +322,22 @@ class PluginHost:
             raise NotFoundError("running plugin", plugin, self._lives)
         life = self._lives[plugin]
         if life.health.state not in RUNNING:
-            raise PluginUnavailableError(plugin, f"is {life.health.state}: {life.health.reason}".rstrip(": "))
+            raise _unavailable(plugin, life.health.state)
         return life
 
     def _enricher(self, choice: Choice) -> Enricher:
         async def call(batch: EventBatch, seconds: float) -> Enrichment | None:
+            if choice.name not in self._lives:
+                raise _unavailable(choice.name, choice.state)
             life = self._life_of(choice.name)
-            enrichment: Enrichment | None = await self._counted(
-                life, life.runtime.acall("enrich", seconds, batch=batch)
-            )
+            with self._blaming(life):
+                enrichment: Enrichment | None = await life.runtime.acall("enrich", seconds, batch=batch)
             return enrichment
 
-        assert choice.manifest is not None
-        return Enricher(choice.name, choice.manifest.after, choice.manifest.on_failure, call)
+        after = choice.manifest.after if choice.manifest is not None else ()
+        return Enricher(choice.name, after, "reject" if choice.guards else "pass", call)
 
 
-def _lists(choice: Choice, hook: str) -> bool:
-    """Whether the manifest lists ``hook``."""
-    return choice.manifest is not None and hook in choice.manifest.hooks
+def _unavailable(plugin: str, state: State) -> PluginUnavailableError:
+    """Any tenant's client may see this text; why the plugin is in its state may be about another's events."""
+    return PluginUnavailableError(plugin, f"is {state}; GET /api/v1/plugins says why")

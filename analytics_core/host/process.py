@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ import structlog
 
 from analytics_core.errors import HookTimeoutError, TrimmedError, WorkerDiedError
 from analytics_core.host.connection import Connection
-from analytics_core.host.wire import Channel, Failure, Trusted, decode
+from analytics_core.host.wire import BadFrameError, Channel, Failure, Trusted, decode
 from analytics_core.lanes.fold import Backlog, Step, read_backlog
 from analytics_core.state import Checkpoint
 
@@ -37,7 +36,6 @@ class WorkerProcess:
 
     def __init__(self, plugin: str) -> None:
         self.plugin = plugin
-        self.last_lines: deque[str] = deque(maxlen=20)
         lane, lane_theirs = socket.socketpair()
         calls, calls_theirs = socket.socketpair()
         life_theirs, self._life = os.pipe()
@@ -95,6 +93,9 @@ class WorkerProcess:
         except TimeoutError:
             self.kill(f"{doing!r} gave no answer within {seconds:g} s")
             raise HookTimeoutError(self.plugin, doing, seconds) from None
+        except BadFrameError as error:
+            self.kill(f"it sent {error}")
+            raise WorkerDiedError(self.plugin, self.how()) from None
         except (EOFError, OSError):
             raise WorkerDiedError(self.plugin, self.how()) from None
         finally:
@@ -168,7 +169,6 @@ class WorkerProcess:
     def _log_line(self, line: str) -> None:
         if not line:
             return
-        self.last_lines.append(line)
         try:
             record = msgspec.json.decode(line, type=dict[str, Any])
             event, level = str(record.pop("event")), str(record.pop("level", "info"))

@@ -11,13 +11,20 @@ from typing import Any, Final, Protocol, TypeVar
 import structlog
 from msgspec import Struct
 
-from analytics_core.errors import AnalyticsError, HookTimeoutError, PluginUnavailableError, WorkerDiedError
+from analytics_core.errors import (
+    AnalyticsError,
+    HookFailedError,
+    HookTimeoutError,
+    PluginUnavailableError,
+    WorkerDiedError,
+)
 from analytics_core.events import EventBatch
 from analytics_core.host.crossing import Hello
 from analytics_core.host.discovery import Found
 from analytics_core.host.dispatch import Instance
 from analytics_core.host.generation import Generation, load
 from analytics_core.host.process import ProcessFold, WorkerProcess, spec_of
+from analytics_core.host.threads import MAX_HUNG, Overdue
 from analytics_core.host.wire import Trusted
 from analytics_core.lanes.fold import Backlog, Fold, HookFold, fold_once
 from analytics_core.log import LogReader
@@ -112,6 +119,7 @@ class ThreadRuntime:
         self._backlog = backlog
         self._generation: Generation | None = None
         self._concurrent: Instance | None = None
+        self._folds = Overdue()
 
     def load(self) -> frozenset[str]:
         return self._loaded().hooks
@@ -151,13 +159,16 @@ class ThreadRuntime:
         name = self._subject.name
         context = self._subject.context()
         generation = self._loaded()
+        if self._folds.count >= MAX_HUNG:
+            raise HookFailedError(name, "process", f"{MAX_HUNG} earlier folds hang; the plugin needs a restart")
+        fold = self._folds.watched(lambda: fold_once(name, generation.instance(), batches, context))
         try:
             async with asyncio.timeout(seconds):
-                return await on_own_thread(
-                    f"fold:{name}", lambda: fold_once(name, generation.instance(), batches, context)
-                )
+                return await on_own_thread(f"fold:{name}", fold)
         except TimeoutError:
             raise HookTimeoutError(name, "process", seconds) from None
+        finally:
+            self._folds.give_up(fold)
 
     def close(self) -> None:
         instance, self._concurrent = self._concurrent, None

@@ -32,6 +32,20 @@ class Choice(Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     limits: Limits = Limits()
 
+    @property
+    def guards(self) -> bool:
+        """Whether no event may be stored without its ``enrich``, whatever has become of it. Only the operator, who
+        disables it, says otherwise."""
+        if self.state == "disabled":
+            return False
+        if self.manifest is None:
+            return self.found is not None and self.found.guards
+        return self.lists("enrich") and self.manifest.on_failure == "reject"
+
+    def lists(self, hook: str) -> bool:
+        """Whether the manifest lists ``hook``."""
+        return self.manifest is not None and hook in self.manifest.hooks
+
     def ends(self, state: State, reason: str) -> Choice:
         return _changed(self, state=state, reason=reason)
 

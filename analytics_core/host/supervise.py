@@ -9,8 +9,15 @@ from typing import Final, Protocol
 
 import structlog
 
-from analytics_core.errors import AnalyticsError, HookFailedError, HookTimeoutError, PluginError, WorkerDiedError
-from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Restarts
+from analytics_core.errors import (
+    AnalyticsError,
+    HookFailedError,
+    HookTimeoutError,
+    LogCorruptionError,
+    PluginError,
+    WorkerDiedError,
+)
+from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Restarts, State
 from analytics_core.host.runtime import LOAD_SECONDS, Runtime
 from analytics_core.lanes.fold import Fold, Pulse
 from analytics_core.lanes.lane import Lane
@@ -88,6 +95,9 @@ class Life:
         self._needs = needs
         self._restarts = Restarts(policy)
         self._lock = threading.RLock()
+        self._releasing = threading.Lock()
+        self.halted = False
+        """The lane has met what no further attempt would change and nobody but the operator can mend."""
         self._attempt: Attempt | None = None
         self._next_at: float | None = 0.0
         self._closed = False
@@ -152,7 +162,12 @@ class Life:
             if attempt.thread.is_alive():
                 attempt.abandon()
                 _log.warning("plugin_abandoned", plugin=self.health.plugin, doing=attempt.pulse.doing)
-        self.runtime.close()
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of all that the plugin holds: its process, its instance, its code. Harmless when repeated."""
+        with self._releasing:
+            self.runtime.close()
 
     def _may_begin(self) -> bool:
         for need in self._needs:
@@ -169,11 +184,11 @@ class Life:
     def _begin(self) -> None:
         if self.health.state == "quarantined":
             self.health.move("half_open", "one attempt after the rest")
-        self._next_at = None
-        attempt = self._attempt = Attempt()
+        attempt = Attempt()
         name = f"lane:{self.health.plugin}"
         attempt.thread = threading.Thread(target=self._run, args=(attempt,), name=name, daemon=True)
-        attempt.thread.start()
+        attempt.thread.start()  # when the system has no thread left, the attempt stays due
+        self._attempt, self._next_at = attempt, None
 
     def _run(self, attempt: Attempt) -> None:
         error: BaseException | None = None
@@ -183,6 +198,8 @@ class Life:
             error = raised
         attempt.pulse.beat("")
         self._ended(attempt, error)
+        if self.health.state in ("load_error", "start_error"):
+            self._release()
 
     def _live(self, attempt: Attempt) -> None:
         first = self.health.state in ("discovered", "blocked", "retrying")
@@ -245,6 +262,9 @@ class Life:
                 return
             reason = str(error) if isinstance(error, AnalyticsError) else f"{type(error).__name__}: {error}"
             _log.warning("plugin_failed", plugin=self.health.plugin, problem=reason, exc_info=_trace(error))
+            if isinstance(error, LogCorruptionError):
+                self._halt(reason)
+                return
             if (
                 self.health.state == "loading"
                 and isinstance(error, PluginError)
@@ -256,6 +276,12 @@ class Life:
             else:
                 self._plan(attempt, reason, hung=hung)
             self.health.errors += 1
+
+    def _halt(self, reason: str) -> None:
+        """The log is damaged, which is not the plugin's fault: its concurrent hooks go on, its lane cannot."""
+        self.halted = True
+        after: State = "quarantined" if self.health.state == "half_open" else "degraded"
+        self.health.move(after, f"its lane has ended and is not tried again, since the log is damaged: {reason}")
 
     def _plan(self, attempt: Attempt, reason: str, *, hung: bool) -> None:
         what, seconds = self._restarts.failed(attempt.position, hung=hung)

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 MAX_THREADS: Final = 16
 MAX_HUNG: Final = 8
+
+T = TypeVar("T")
 
 
 class Job:
@@ -113,6 +115,35 @@ class Threads:
             job = self._waiting.popleft()
             job.running = True
             return job
+
+
+class Overdue:
+    """Counts calls on threads of their own that nobody waits for any more and that still run."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._running: dict[Callable[[], Any], bool] = {}
+        self._lock = threading.Lock()
+
+    def watched(self, call: Callable[[], T]) -> Callable[[], T]:
+        """``call``, known here from now until it returns. The result is run once."""
+
+        def run() -> T:
+            try:
+                return call()
+            finally:
+                with self._lock:
+                    self.count -= self._running.pop(run)
+
+        self._running[run] = False
+        return run
+
+    def give_up(self, run: Callable[[], Any]) -> None:
+        """Nobody waits for ``run`` any more."""
+        with self._lock:
+            if run in self._running:
+                self._running[run] = True
+                self.count += 1
 
 
 class LoopThread:

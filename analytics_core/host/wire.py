@@ -12,6 +12,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -25,6 +27,7 @@ from analytics_core.errors import (
     HookFailedError,
     HookRefusedError,
     HookTimeoutError,
+    LogCorruptionError,
     PluginError,
     StorageError,
     TrimmedError,
@@ -33,10 +36,15 @@ from analytics_core.events import Event, EventBatch, micros, moment
 
 HEADER: Final = struct.Struct(">I")
 LARGEST: Final = 1 << 30
+"""Bytes of a frame, in both directions."""
 
 _BATCH, _ARROW, _NUMPY, _EVENTS, _TRUSTED = 1, 2, 3, 4, 5
 
 T = TypeVar("T")
+
+
+class BadFrameError(Exception):
+    """What came from the other end is no frame, or one over the limit: nothing after it can be read either."""
 
 
 class Trusted:
@@ -56,12 +64,14 @@ class Events:
 class Failure(Struct, frozen=True):
     """An exception on its way back to the host."""
 
-    kind: Literal["hook", "timeout", "refused", "trimmed", "storage", "plugin", "other"]
+    kind: Literal["hook", "timeout", "refused", "trimmed", "corrupt", "storage", "plugin", "other"]
     text: str
     hook: str = ""
     seconds: float = 0.0
     seq: int = 0
     first: int = 0
+    path: str = ""
+    offset: int = 0
     refusal: str | None = None
     """What the ``ValueError`` said that ``ingest`` raised: how an adapter refuses its client's body."""
 
@@ -78,6 +88,8 @@ class Failure(Struct, frozen=True):
                 return cls("refused", text)
             case TrimmedError():
                 return cls("trimmed", text, seq=error.seq, first=error.first)
+            case LogCorruptionError():
+                return cls("corrupt", text, path=str(error.path), offset=error.offset)
             case StorageError():
                 return cls("storage", text)
             case PluginError():
@@ -100,6 +112,10 @@ class Failure(Struct, frozen=True):
                 return HookRefusedError(plugin, text)
             case "trimmed":
                 return TrimmedError(self.seq, self.first)
+            case "corrupt":
+                corrupt = LogCorruptionError.__new__(LogCorruptionError, self.text)
+                corrupt.path, corrupt.offset = Path(self.path), self.offset
+                return corrupt
             case "storage":
                 return StorageError(self.text)
         return PluginError(plugin, text)
@@ -153,7 +169,7 @@ def _decode_untrusted(code: int, data: memoryview) -> Any:
             dtype, shape, content = msgspec.msgpack.decode(raw, type=tuple[str, tuple[int, ...], bytes])
             return np.frombuffer(content, np.dtype(dtype)).reshape(shape)
         case 4:
-            return msgspec.json.decode(raw, type=list[Event])
+            return _event_list.decode(raw)
     raise ValueError(f"frame extension {code} is not known here")
 
 
@@ -170,6 +186,7 @@ def _as_is(kind: type, value: Any) -> Any:
 
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_encode)
+_event_list = msgspec.json.Decoder(list[Event])
 
 
 def encode(value: Any) -> bytes:
@@ -182,8 +199,20 @@ def decode(data: bytes | msgspec.Raw, kind: type[T] | Any = Any, *, trusted: boo
 
     :raises msgspec.ValidationError: when it does not fit.
     """
-    hook: Callable[[int, memoryview], Any] = _decode_trusted if trusted else _decode_untrusted
-    return msgspec.msgpack.decode(data, type=kind, ext_hook=hook, dec_hook=_as_is)
+    return (_decoders.get((kind, trusted)) or _decoder(kind, trusted)).decode(data)
+
+
+_decoders: dict[tuple[Any, bool], msgspec.msgpack.Decoder[Any]] = {}
+_building = Lock()
+
+
+def _decoder(kind: Any, trusted: bool) -> msgspec.msgpack.Decoder[Any]:
+    """Made under a lock: msgspec works out what a Struct holds on first use, and when two threads do that for one type
+    at a time, one of them reads what the other has half made, and the process ends in a segmentation fault."""
+    with _building:
+        hook: Callable[[int, memoryview], Any] = _decode_trusted if trusted else _decode_untrusted
+        made = msgspec.msgpack.Decoder(kind, ext_hook=hook, dec_hook=_as_is)
+        return _decoders.setdefault((kind, trusted), made)
 
 
 def frame(number: int, word: str, body: Any) -> bytes:
@@ -194,9 +223,24 @@ def frame(number: int, word: str, body: Any) -> bytes:
     return HEADER.pack(len(payload)) + payload
 
 
+def size_of(header: bytes) -> int:
+    """The length of the frame that ``header`` announces. :raises BadFrameError: when nobody would send such a one."""
+    (length,) = HEADER.unpack(header)
+    if length > LARGEST:
+        raise BadFrameError(f"a frame of {length} bytes; the limit is {LARGEST}")
+    return int(length)
+
+
 def unframe(payload: bytes) -> tuple[int, str, msgspec.Raw]:
-    number, word, body = msgspec.msgpack.decode(payload, type=tuple[int, str, msgspec.Raw])
+    """:raises BadFrameError: for anything but a frame."""
+    try:
+        number, word, body = _frame.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise BadFrameError(f"what is no frame: {error}") from None
     return number, word, body
+
+
+_frame = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw])
 
 
 class Channel:
@@ -222,12 +266,12 @@ class Channel:
 
         :raises TimeoutError: when it has not come within ``seconds``.
         :raises EOFError: when the other end is gone.
+        :raises BadFrameError: when it sent something else.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         if deadline is None:
             self._connection.settimeout(None)
-        (length,) = HEADER.unpack(self._exactly(HEADER.size, deadline))
-        return unframe(self._exactly(length, deadline))
+        return unframe(self._exactly(size_of(self._exactly(HEADER.size, deadline)), deadline))
 
     def close(self) -> None:
         self._connection.close()

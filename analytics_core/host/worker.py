@@ -30,7 +30,7 @@ from analytics_core.events import EventBatch
 from analytics_core.host.crossing import ARGUMENTS, Call, Hello
 from analytics_core.host.dispatch import Instance
 from analytics_core.host.generation import Generation, load
-from analytics_core.host.wire import HEADER, Channel, Events, Failure, decode, frame, unframe
+from analytics_core.host.wire import HEADER, Channel, Events, Failure, decode, frame, size_of, unframe
 from analytics_core.lanes.fold import HookFold, Step, fold_once
 from analytics_core.log.segments import SegmentReader
 from analytics_core.records import PluginContext
@@ -126,8 +126,8 @@ class Calls:
         reader, writer = await asyncio.open_connection(sock=connection)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                number, _, body = unframe(await reader.readexactly(length))
+                size = size_of(await reader.readexactly(HEADER.size))
+                number, _, body = unframe(await reader.readexactly(size))
                 task = asyncio.ensure_future(self._answer(number, decode(body, Call), writer))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

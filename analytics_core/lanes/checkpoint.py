@@ -29,6 +29,10 @@ class Kept(Struct, frozen=True):
     tenants: dict[str, int]
 
 
+_kept: Final = msgspec.msgpack.Decoder(Kept)
+"""Made once, before there are threads: msgspec is not safe while it looks at a type for the first time."""
+
+
 def pack(state: bytes | Json, tenants: dict[str, int], *, stateless: bool = False) -> bytes:
     """The envelope of an exported state. :raises TypeError: for a state that is neither bytes nor a JSON value."""
     if stateless:
@@ -41,7 +45,7 @@ def pack(state: bytes | Json, tenants: dict[str, int], *, stateless: bool = Fals
 
 
 def unpack(envelope: bytes) -> Kept:
-    return msgspec.msgpack.decode(envelope, type=Kept)
+    return _kept.decode(envelope)
 
 
 def value_of(kept: Kept) -> Any:

@@ -26,7 +26,8 @@ _WAIT_SECONDS: Final = 0.25
 """How soon an idle lane sees that it is to stop."""
 _IDLE_COMMITS: Final = 12
 """A lane in which nothing changes keeps its cursor once in so many checkpoint intervals."""
-_PENDING_MOST: Final = 50_000
+PENDING_MOST: Final = 50_000
+"""Outputs that may wait for a commit. With more a lane commits early, and reads no further while that is refused."""
 
 _log = structlog.get_logger(__name__)
 
@@ -73,6 +74,7 @@ class Lane:
         self._checkpoint = Checkpoint(lane=name, epoch=0, position=0)
         self._digest = b""
         self._changed = True
+        self._refused = False
         self._committed_at = time.monotonic()
         self._turned_at = 0.0
 
@@ -149,6 +151,14 @@ class Lane:
 
     def _turn(self, fold: Fold) -> None:
         """One window if there is one, and a commit when it is due."""
+        if self._refused and len(self._pending) >= PENDING_MOST:
+            self._stopping.wait(min(_WAIT_SECONDS, self._pace.checkpoint_seconds))
+        else:
+            self._read_on(fold)
+        if self._due():
+            self._try_commit(fold)
+
+    def _read_on(self, fold: Fold) -> None:
         durable = self._log.wait(self.position, min(_WAIT_SECONDS, self._pace.checkpoint_seconds))
         if durable - self.position < _GATHER_ROWS:
             gather = min(_GATHER_SECONDS, self._pace.checkpoint_seconds)
@@ -156,16 +166,20 @@ class Lane:
         self._turned_at = time.monotonic()
         if durable > self.position and not self._stopping.is_set():
             self._take(fold.advance(self.position, WINDOW_ROWS))
-        if self._due():
-            try:
-                self._commit(fold)
-                self.reason = ""
-            except FencedError:
-                raise
-            except (StorageError, OSError) as error:  # the store's trouble: all that waits is kept for the next try
-                self.reason = f"the checkpoint could not be written: {error}"
-                self._committed_at = time.monotonic()
-                _log.error("checkpoint_failed", lane=self.name, position=self.position, problem=str(error))
+
+    def _try_commit(self, fold: Fold) -> None:
+        try:
+            self._commit(fold)
+            self.reason = ""
+        except FencedError:
+            raise
+        except (StorageError, OSError) as error:  # the store's trouble: all that waits is kept for the next try
+            self._refused = True
+            waits = len(self._pending)
+            held = f"; {waits} outputs wait, so it reads no further" if waits >= PENDING_MOST else ""
+            self.reason = f"the checkpoint could not be written: {error}{held}"
+            self._committed_at = time.monotonic()
+            _log.error("checkpoint_failed", lane=self.name, position=self.position, waiting=waits, problem=str(error))
 
     def _take(self, step: Step) -> None:
         self.position = step.position
@@ -181,10 +195,12 @@ class Lane:
         waited = time.monotonic() - self._committed_at
         if not self._changed:
             return waited >= self._pace.checkpoint_seconds * _IDLE_COMMITS
+        if self._refused:
+            return waited >= self._pace.checkpoint_seconds
         return (
             waited >= self._pace.checkpoint_seconds
             or self.events - self._checkpoint.events >= self._pace.checkpoint_events
-            or len(self._pending) >= _PENDING_MOST
+            or len(self._pending) >= PENDING_MOST
         )
 
     def _commit(self, fold: Fold) -> None:
@@ -204,7 +220,7 @@ class Lane:
         self._pending.committed()
         self._checkpoint = checkpoint
         self._digest = digest
-        self._changed = False
+        self._changed = self._refused = False
         self._committed_at = time.monotonic()
         self._on_commit(self.position)
 

@@ -14,7 +14,7 @@ import structlog
 from msgspec import Struct
 
 from analytics_core.bus import Bus
-from analytics_core.errors import TrimmedError
+from analytics_core.errors import LogCorruptionError, TrimmedError
 from analytics_core.events import EventBatch, moment
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.checkpoint import Tenants
@@ -26,7 +26,10 @@ _WINDOW_ROWS: Final = 65_536
 _WAIT_SECONDS: Final = 0.5
 _REST: Final = 4
 """For each second of work so many of rest: a round costs mostly by the round, and the acknowledgement goes first."""
+_REST_MOST: Final = 0.1
+"""Seconds. Without it the rest would grow with the work that it lets gather, and both without end."""
 _PACE_SECONDS: Final = 0.05
+_RETRY_SECONDS: Final = 1.0
 _FARTHEST: Final = 4_000_000
 """Positions that a start goes back at most: fresh figures now are worth more than a complete first minute."""
 
@@ -57,12 +60,24 @@ class Windows(Protocol):
         """What differs from the figures given last."""
         ...
 
+    @property
+    def oldest(self) -> int:
+        """Windows that start before this (microseconds) are forgotten."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Which metrics cannot be counted at present; empty when all can. Names no event."""
+        ...
+
 
 class LiveMetrics:
     """Reads the log from the current minute on and publishes each figure that changed, at most every 50 ms.
 
     It keeps no checkpoint: after a restart the current minute is read again, so its window is complete. A slow bus
     cannot hold it up, since `Bus.publish` never blocks. Figures are pushes only; history answers questions.
+
+    Whatever fails is logged and shown as the reason, and the next round goes on; a damaged log alone ends the lane.
     """
 
     def __init__(self, log: LogReader, bus: Bus, windows: Windows) -> None:
@@ -71,7 +86,8 @@ class LiveMetrics:
         self._windows = windows
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._latest: dict[str, dict[str, dict[str, Any]]] = {}
+        self._latest: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}
+        self._oldest = 0
         self._run_id = secrets.token_hex(4)
         self._sent = 0
         self._position = 0
@@ -90,35 +106,46 @@ class LiveMetrics:
             self._thread.join(timeout)
 
     def latest(self, tenant: str) -> dict[str, dict[str, Any]]:
-        """The newest window of each metric without labels: ``{metric: {"value", "window": {"start", "end"}}}``."""
-        return self._latest.get(tenant, {})
+        """The newest window of each metric without labels: ``{metric: {"value", "window": {"start", "end"}}}``.
+
+        A metric without an event in any window that is still kept is not among them.
+        """
+        return {metric: shown for metric, (_, shown) in self._latest.get(tenant, {}).items()}
 
     def view(self) -> LaneView:
         lag = max(0, self._log.durable - self._position)
-        return LaneView(NAME, self._state, self._position, lag, self._events, self._reason)
+        reason = self._reason or self._windows.problem
+        return LaneView(NAME, self._state, self._position, lag, self._events, reason)
 
     def _run_logged(self) -> None:
-        try:
-            self._position = self._first_position()
-            self._state = "running"
-            self._run()
-            self._state = "stopped"
-        except Exception as error:
-            self._state, self._reason = "failed", str(error)
-            _log.exception("lane_failed", lane=NAME, position=self._position)
-
-    def _run(self) -> None:
-        """The first figure after a quiet time goes out at once; while events flow, all of one pace go together."""
+        begun = False
         while not self._stopping.is_set():
-            if self._log.wait(self._position, _WAIT_SECONDS) <= self._position:
-                continue
-            begun = time.monotonic()
-            while (behind := self._read()) and time.monotonic() - begun < _PACE_SECONDS:
-                pass
-            self._publish()
-            spent = time.monotonic() - begun
-            if not behind:
-                self._stopping.wait(max(_PACE_SECONDS - spent, spent * _REST))
+            try:
+                if not begun:
+                    self._position = self._first_position()
+                    begun = True
+                self._round()
+                self._state, self._reason = "running", ""
+            except LogCorruptionError as error:
+                self._state, self._reason = "failed", str(error)
+                _log.exception("lane_failed", lane=NAME, position=self._position)
+                return
+            except Exception as error:  # a lane that dies in silence would show old figures for ever
+                self._state, self._reason = "retrying", f"a round failed ({type(error).__name__}, see the log)"
+                _log.exception("lane_round_failed", lane=NAME, position=self._position, retry_seconds=_RETRY_SECONDS)
+                self._stopping.wait(_RETRY_SECONDS)
+        self._state = "stopped"
+
+    def _round(self) -> None:
+        """The first figure after a quiet time goes out at once; while events flow, all of one pace go together."""
+        if self._log.wait(self._position, _WAIT_SECONDS) <= self._position:
+            return
+        begun = time.monotonic()
+        while (behind := self._read()) and time.monotonic() - begun < _PACE_SECONDS:
+            pass
+        self._publish()
+        if not behind:
+            self._stopping.wait(rest_after(time.monotonic() - begun))
 
     def _read(self) -> bool:
         """Take one window of the log; whether there may be more."""
@@ -129,14 +156,18 @@ class LiveMetrics:
             self._position = error.first
             self._windows.begin(datetime.now(UTC))
             return True
-        grouped = Tenants().regroup(batches)
-        for batch in grouped or batches[-1:]:
-            self._windows.add(batch)
+        try:
+            grouped = Tenants().regroup(batches)
+            for batch in grouped or batches[-1:]:
+                self._windows.add(batch)
+        except Exception:
+            self._windows.begin(datetime.now(UTC))  # the present ones would lack these events
+            raise
         self._events += sum(map(len, grouped))
         return bool(batches)
 
     def _publish(self) -> None:
-        fresh: dict[str, dict[str, dict[str, Any]]] = {}
+        fresh: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}
         for change in self._windows.changes():
             window = {"start": _iso(change.start), "end": _iso(change.start + change.length)}
             body = {"metric": change.metric, "value": change.value, "window": window, "labels": change.labels}
@@ -150,9 +181,12 @@ class LiveMetrics:
                 )
             )
             known = fresh.setdefault(change.tenant, dict(self._latest.get(change.tenant, {})))
-            if not change.labels and _is_newest(window, known.get(change.metric)):
-                known[change.metric] = {"value": change.value, "window": window}
-        self._latest.update(fresh)
+            held = known.get(change.metric)
+            if not change.labels and (held is None or held[0] <= change.start):
+                known[change.metric] = change.start, {"value": change.value, "window": window}
+        if fresh or self._windows.oldest != self._oldest:
+            self._oldest = self._windows.oldest
+            self._latest = _since(self._oldest, {**self._latest, **fresh})
 
     def _first_position(self) -> int:
         """A position from which the whole current minute is read: back from the end in steps that double."""
@@ -175,8 +209,21 @@ class LiveMetrics:
         return at
 
 
-def _is_newest(window: dict[str, str], held: dict[str, Any] | None) -> bool:
-    return held is None or held["window"]["start"] <= window["start"]
+def rest_after(spent: float) -> float:
+    """Seconds to let events gather after a round that took ``spent``.
+
+    What arrives waits for a rest and a round at most: 125 ms when a round takes 25. Under a load that needs the share
+    u < 1 of the time rounds settle at ``u / (1 - u)`` of the longest rest, so the lag is bounded.
+    """
+    return min(max(_PACE_SECONDS - spent, spent * _REST), _REST_MOST)
+
+
+def _since(
+    oldest: int, latest: dict[str, dict[str, tuple[int, dict[str, Any]]]]
+) -> dict[str, dict[str, tuple[int, dict[str, Any]]]]:
+    """``latest`` without windows that start before ``oldest``, and without tenants that have no other."""
+    kept = {tenant: {m: held for m, held in metrics.items() if held[0] >= oldest} for tenant, metrics in latest.items()}
+    return {tenant: metrics for tenant, metrics in kept.items() if metrics}
 
 
 def _iso(at: int) -> str:

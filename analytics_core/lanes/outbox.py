@@ -42,22 +42,28 @@ class OutboxReader:
         """Publish what is there, then end."""
         self._stopping = True
         self._news.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _run(self) -> None:
-        stored = self._state.document(_SYSTEM, "outbox", "cursor")
-        cursor = int(stored) if stored else 0
+        cursor: int | None = None
+        patience: float | None = None
         while True:
-            self._news.wait()
+            self._news.wait(patience)
             self._news.clear()
+            last = self._stopping  # asked first, so that all that was committed before it goes out
             try:
-                cursor = self._drain(cursor)
+                cursor = self._drain(self._stored() if cursor is None else cursor)
+                patience = None
             except Exception:
-                _log.exception("outbox_not_read", cursor=cursor)
-                if not self._stopping:
-                    threading.Timer(_RETRY_SECONDS, self._news.set).start()
-            if self._stopping:
+                _log.exception("outbox_not_read", cursor=cursor, retry_seconds=_RETRY_SECONDS)
+                patience = _RETRY_SECONDS
+            if last:
                 return
+
+    def _stored(self) -> int:
+        stored = self._state.document(_SYSTEM, "outbox", "cursor")
+        return int(stored) if stored else 0
 
     def _drain(self, cursor: int) -> int:
         while messages := self._state.outbox(cursor):

@@ -1,4 +1,4 @@
-"""The figure of one live window: exact for what is counted, a mergeable sketch for distinct values and percentiles."""
+"""The figure of one live window: exact for what is counted, a sketch for distinct values and percentiles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analytics_core.sketches import HistogramSketch, UniqueSketch, hash_strings
 
 
 class Accumulator(Protocol):
-    """The figure of one window so far. ``merge`` is associative and commutative."""
+    """The figure of one window so far."""
 
     def add(self, values: Any) -> None: ...
 
@@ -39,12 +39,6 @@ class Tally:
             self.low = min(self.low, float(values.min()))
             self.high = max(self.high, float(values.max()))
 
-    def merge(self, other: Tally) -> None:
-        self.count += other.count
-        self.total += other.total
-        self.low = min(self.low, other.low)
-        self.high = max(self.high, other.high)
-
     def value(self) -> float | None:
         if self.aggregate in ("count", "sum"):
             return float(self.count) if self.aggregate == "count" else self.total
@@ -64,9 +58,6 @@ class Distinct:
     def add(self, values: pa.Array) -> None:
         self.sketch.add(hash_strings(values))
 
-    def merge(self, other: Distinct) -> None:
-        self.sketch.merge(other.sketch)
-
     def value(self) -> float:
         return float(round(self.sketch.estimate()))
 
@@ -82,9 +73,6 @@ class Quantile:
 
     def add(self, values: npt.NDArray[np.float64]) -> None:
         self.sketch.add(values)
-
-    def merge(self, other: Quantile) -> None:
-        self.sketch.merge(other.sketch)
 
     def value(self) -> float | None:
         return self.sketch.quantile(self.share) if self.sketch.count else None

@@ -72,17 +72,25 @@ class Definition(Struct, frozen=True):
 
 
 def define(metric: MetricManifest) -> Definition:
-    """:raises ManifestError: when the aggregate lacks its property, or a field or filter is not one."""
+    """:raises ManifestError: when the aggregate lacks its property or cannot take it, or a field or filter is none."""
     if metric.property is None and metric.aggregate not in ("count", "unique"):
         raise ManifestError(f"metric {metric.name!r}", "property", f"{metric.aggregate} needs the property to take")
     events = (metric.event,) if metric.event is not None else metric.events
     try:
         people = metric.aggregate == "unique" and metric.property in (None, "user_id", "userId")
+        value = _field(metric.property, "property") if metric.property and not people else None
+        if value is not None and value.kind != "json" and metric.aggregate not in ("count", "unique"):
+            held = "times" if value.kind == "time" else "text"
+            raise ParameterError(
+                "property",
+                f"{metric.aggregate} takes numbers, and {metric.property} holds {held}; valid is a property of the "
+                "event, such as 'properties.amount', or the aggregates count and unique",
+            )
         return Definition(
             name=metric.name,
             aggregate=metric.aggregate,
             events=events,
-            value=_field(metric.property, "property") if metric.property and not people else None,
+            value=value,
             where=tuple(short_form(metric.where or {}, "where")),
             breakdown=tuple((name, _field(name, "breakdown")) for name in metric.breakdown),
             unit=metric.unit,

@@ -22,7 +22,6 @@ Bind = Callable[[Any], str]
 """Takes a value, gives the SQL expression that stands for it."""
 
 Kind = Literal["text", "time", "json"]
-Value = str | int | float | bool
 
 OPS: Final = ("=", "!=", "in", "contains", ">", ">=", "<", "<=", "exists")
 MAX_VALUES: Final = 1_000

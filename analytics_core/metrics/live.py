@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
 
 from analytics_core.events import MINUTE, EventBatch, micros
 from analytics_core.lanes.live_metrics import Change
@@ -24,24 +25,37 @@ MAX_LABELS: Final = 100
 MAX_NAMES: Final = 5_000
 """Event names counted in one window; `LiveWindows` shows the most frequent."""
 
+_log = structlog.get_logger(__name__)
+
 Labels = tuple[tuple[str, str], ...]
 Series = tuple[str, Labels]
 
 
 class _Tenant:
-    """``windows``: by minute (microseconds), then by metric and labels; ``names``: events by minute and name."""
+    """``windows``: by minute (microseconds), then by metric and labels; ``names``: events by minute and name.
+
+    ``broken``: minutes and metrics of which an event could not be counted, so that there is no figure to show.
+    """
 
     def __init__(self) -> None:
         self.windows: dict[int, dict[Series, Accumulator]] = {}
         self.names: dict[int, Counter[str]] = {}
         self.touched: set[tuple[int, Series]] = set()
         self.told: dict[tuple[int, Series], float] = {}
+        self.broken: set[tuple[int, str]] = set()
 
     def forget_before(self, minute: int) -> None:
         self.windows = {m: kept for m, kept in self.windows.items() if m >= minute}
         self.names = {m: kept for m, kept in self.names.items() if m >= minute}
         self.told = {k: value for k, value in self.told.items() if k[0] >= minute}
         self.touched = {k for k in self.touched if k[0] >= minute}
+        self.broken = {k for k in self.broken if k[0] >= minute}
+
+    def break_off(self, minute: int, metric: str) -> None:
+        self.broken.add((minute, metric))
+        window = self.windows.get(minute, {})
+        for series in [series for series in window if series[0] == metric]:
+            del window[series]
 
 
 class LiveWindows:
@@ -58,6 +72,15 @@ class LiveWindows:
         self._since = 0
         self._clock = 0
         self._tenants: dict[str, _Tenant] = {}
+        self._problems: dict[str, tuple[int, str]] = {}
+
+    @property
+    def oldest(self) -> int:
+        return self._clock // MINUTE * MINUTE - self._keep + MINUTE
+
+    @property
+    def problem(self) -> str:
+        return "; ".join(f"metric {name!r} {text}" for name, (_, text) in sorted(self._problems.items()))
 
     def begin(self, since: datetime) -> None:
         """Only windows from ``since`` on are shown: earlier ones would lack events that were read before."""
@@ -69,7 +92,7 @@ class LiveWindows:
         if not len(batch):
             return
         at = batch.column("timestamp").view(pa.int64()).to_numpy()
-        low = max(self._since, self._oldest)
+        low = max(self._since, self.oldest)
         fitting = (at >= low) & (at < self._clock + self._keep)
         if not fitting.all():
             batch, at = batch.filter(fitting), at[fitting]
@@ -84,7 +107,7 @@ class LiveWindows:
                 metric, labels = series
                 held = state.windows.get(minute, {}).get(series)
                 if held is not None:
-                    value = held.value()
+                    value = self._value(state, minute, metric, held)
                 elif metric in shown:
                     value = float(state.names[minute][metric])
                 else:
@@ -94,16 +117,13 @@ class LiveWindows:
                     yield Change(tenant, metric, dict(labels), minute, MINUTE, value)
             state.touched.clear()
 
-    @property
-    def _oldest(self) -> int:
-        return self._clock // MINUTE * MINUTE - self._keep + MINUTE
-
     def _tick(self, now: int) -> None:
         passed = now // MINUTE > self._clock // MINUTE
         self._clock = max(self._clock, now)
         if passed:
+            self._problems = {name: held for name, held in self._problems.items() if held[0] >= self.oldest}
             for name, tenant in list(self._tenants.items()):
-                tenant.forget_before(self._oldest)
+                tenant.forget_before(self.oldest)
                 if not tenant.windows and not tenant.names:
                     del self._tenants[name]
 
@@ -124,7 +144,8 @@ class LiveWindows:
             part = batch if here.all() else batch.filter(here)
             inside = codes if here.all() else codes[here]
             for definition in self._definitions:
-                self._fold(state, minute, definition, part, inside, names)
+                if (minute, definition.name) not in state.broken:
+                    self._try_fold(state, minute, definition, part, inside, names)
 
     def _count_names(self, state: _Tenant, minute: int, counts: dict[str, int]) -> None:
         held = state.names.setdefault(minute, Counter())
@@ -132,6 +153,26 @@ class LiveWindows:
             if name not in self._declared and (name in held or len(held) < MAX_NAMES):
                 held[name] += count
                 state.touched.add((minute, (name, ())))
+
+    def _try_fold(self, state: _Tenant, minute: int, definition: Definition, *part: Any) -> None:
+        """What one definition cannot count costs its own window, and neither the others nor the next minute."""
+        try:
+            self._fold(state, minute, definition, *part)
+        except Exception as error:
+            self._break_off(state, minute, definition.name, error)
+
+    def _value(self, state: _Tenant, minute: int, metric: str, held: Accumulator) -> float | None:
+        try:
+            return held.value()
+        except Exception as error:
+            self._break_off(state, minute, metric, error)
+            return None
+
+    def _break_off(self, state: _Tenant, minute: int, metric: str, error: Exception) -> None:
+        state.break_off(minute, metric)
+        if self._problems.get(metric, (0, ""))[0] < minute:
+            _log.error("live_metric_failed", metric=metric, exc_info=error)
+            self._problems[metric] = (minute, f"cannot be counted ({type(error).__name__}, see the log)")
 
     def _fold(
         self,

@@ -176,6 +176,26 @@ def test_a_publisher_that_outlives_the_loop_is_not_hurt() -> None:
     buses[0].publish(message("after"))
 
 
+def test_when_too_many_wait_the_oldest_give_way_and_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    async def scenario() -> None:
+        bus, heard = MemoryBus(asyncio.get_running_loop(), most=100), Heard()
+        bus.subscribe(heard)
+        for number in range(250):
+            bus.publish(message(str(number)))
+        await heard.until(100)
+        assert heard.ids == [str(number) for number in range(150, 250)]
+        assert bus.dropped == 150
+        for number in range(250, 350):
+            bus.publish(message(str(number)))
+        await heard.until(200)
+        assert bus.dropped == 150
+        await bus.close()
+
+    run(scenario())
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if "bus_overrun" in line]
+    assert "dropped=150" in told
+
+
 def test_a_burst_wakes_the_loop_once_and_leaves_it_room() -> None:
     """One wake-up for many messages, and between parts of a long burst the loop serves others."""
 

@@ -127,6 +127,20 @@ def test_max_rows_bounds_a_read_but_for_one_batch(log: EventLog) -> None:
     assert (seqs(batches), position) == (list(range(5, 20)), 20)
 
 
+def test_max_bytes_bounds_a_read_but_for_one_batch(log: EventLog) -> None:
+    for _ in range(6):
+        log.append([events(10)], NOW)
+    one = len(log.read(0, 60, 1)[0])
+    assert one == 1
+    all_of_it, end = log.read(0, 60)
+    assert (len(all_of_it), end) == (6, 60)
+    size = sum(batch.record_batch.nbytes for batch in all_of_it)
+    found, position = log.read(0, 60, size // 2)
+    assert 1 <= len(found) <= 3
+    assert position == 10 * len(found)
+    assert seqs(log.read(position, 60, 1)[0]) == list(range(position, position + 10))
+
+
 def test_there_is_nothing_at_or_beyond_the_durable_position(log: EventLog) -> None:
     assert log.read(0) == ([], 0)
     log.append([events(2)], NOW)

@@ -422,3 +422,22 @@ def test_history_is_read_in_log_order_in_windows(backend: Callable[[Path], Event
         assert sorted(found) == list(zip(seqs, tenants, strict=True))
         assert store.read(at) == ([], at)
         store.close()
+
+
+def test_a_window_of_history_is_bounded_in_bytes(store: EventStore) -> None:
+    rows = events(range(4000), [NOON + timedelta(seconds=seq) for seq in range(4000)])
+    store.append(rows, 4100)
+    store.compact()
+    found: list[int] = []
+    at, windows = 0, 0
+    while at < store.position:
+        batches, after = store.read(at, 5000, rows.nbytes // 4)
+        assert after > at
+        assert sum(batch.record_batch.nbytes for batch in batches) <= rows.nbytes // 2
+        found += [seq for batch in batches for seq in batch.column("seq").to_pylist()]
+        at, windows = after, windows + 1
+    assert found == list(range(4000))
+    assert 3 < windows < 12
+    (first, *_), after = store.read(0, 5000, 1)
+    assert 0 < after < 4000
+    assert first.column("seq").to_pylist() == list(range(after))

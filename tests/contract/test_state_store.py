@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from math import inf, isnan, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,14 +20,23 @@ from hypothesis import strategies as st
 from analytics_core.errors import FencedError, StorageError
 from analytics_core.records import Insight, Metric, Pattern, Window
 from analytics_core.state import Checkpoint, Message, Outputs, StateStore
+from analytics_core.state.chunks import LEAST, MOST, cut
 from analytics_core.state.sqlite import SqliteState
-from analytics_core.state.tables import CHUNK_BYTES, OUTBOX_MESSAGES
+from analytics_core.state.tables import OUTBOX_MESSAGES
 
-Open = Callable[[], StateStore]
 HOUR = datetime(2025, 1, 31, 12, tzinfo=UTC)
 EVER = (datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 
-BACKENDS: dict[str, Callable[[Path], StateStore]] = {"sqlite": lambda directory: SqliteState(directory / "state.db")}
+
+class Opened(StateStore, Protocol):
+    """A backend as its opener has it."""
+
+    def close(self) -> None: ...
+
+
+Open = Callable[[], Opened]
+
+BACKENDS: dict[str, Callable[[Path], Opened]] = {"sqlite": lambda directory: SqliteState(directory / "state.db")}
 
 
 @pytest.fixture(params=BACKENDS)
@@ -36,7 +45,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
 
 
 @pytest.fixture
-def store(reopen: Open) -> Iterator[StateStore]:
+def store(reopen: Open) -> Iterator[Opened]:
     store = reopen()
     yield store
     store.close()
@@ -123,9 +132,7 @@ def test_of_many_claims_one_wins(store: StateStore) -> None:
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    states=st.lists(
-        st.tuples(st.integers(0, 3 * CHUNK_BYTES + 1), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4
-    )
+    states=st.lists(st.tuples(st.integers(0, 3 * MOST + 1), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4)
 )
 def test_state_of_any_size_comes_back_as_it_was(store: StateStore, states: list[tuple[int, bytes]]) -> None:
     held = store.claim("sized")
@@ -280,6 +287,46 @@ def test_a_document_is_what_was_written_last(store: StateStore, reopen: Open) ->
     assert reopen().document("acme", "result", "1") == b""
 
 
+# --- forgetting
+
+
+def test_what_is_past_its_tenants_moment_is_forgotten(store: StateStore) -> None:
+    held = store.claim("a")
+    for tenant in ("acme", "globex", "kept"):
+        found = outputs(
+            metric(1, minute=-60 * 48),
+            metric(2),
+            metric(3, "gone", minute=-60 * 48),
+            tenant=tenant,
+            insights=[insight("i")],
+            patterns=[Pattern(key="p", name="n", description="d", window=Window(HOUR), count=1)],
+        )
+        store.commit(at(held, 1, b"state"), found)
+        store.document(tenant, "analysis", "k", b"{}")
+    store.document("", "plugin", "p", b"{}")
+    store.document("_system", "outbox", "cursor", b"7")
+    written = datetime.now(UTC)
+    # written after the moment, so all of it stays, however old its window is
+    assert store.forget(written - timedelta(days=1)) == 0
+    later = written + timedelta(days=1)
+    store.commit(at(held, 2), outputs(metric(2, minute=60 * 24 * 365 * 50), tenant="acme"))
+    assert store.forget(later, {"globex": HOUR, "kept": None}) == 6
+    assert values(store) == [2]
+    assert store.catalogue("acme") == [("a", "views", "sum")]
+    assert not store.records("acme", "insight")
+    assert not store.records("acme", "pattern")
+    assert store.document("acme", "analysis", "k") is None
+    for tenant in ("globex", "kept"):
+        assert values(store, tenant=tenant) == [1, 2]
+        assert [name for _, name, _ in store.catalogue(tenant)] == ["gone", "views"]
+        assert store.records(tenant, "insight")
+        assert store.document(tenant, "analysis", "k") == b"{}"
+    assert store.document("", "plugin", "p") == b"{}"
+    assert store.document("_system", "outbox", "cursor") == b"7"
+    assert store.claim("a").state == b"state"
+    assert store.forget(None) == 0
+
+
 # --- one transaction
 
 
@@ -371,9 +418,50 @@ def test_a_small_change_of_a_large_state_writes_little(tmp_path: Path) -> None:
     store = SqliteState(tmp_path / "state.db")
     held = store.claim("a")
     state[10 << 20] ^= 1
+    state[5 << 20 : 5 << 20] = b"inserted"
+    del state[:100]
     store.commit(at(held, 2, bytes(state)))
-    assert (tmp_path / "state.db-wal").stat().st_size < 3 * CHUNK_BYTES
-    assert store.claim("a").state == bytes(state)
+    assert (tmp_path / "state.db-wal").stat().st_size < 4 * MOST
+    held = store.claim("a")
+    assert held.state == bytes(state)
+    store.commit(at(held, 3, bytes(state[: 1 << 20])))
+    with sqlite3.connect(tmp_path / "state.db") as other:
+        (kept,) = other.execute("SELECT sum(length(body)) FROM state").fetchone()
+    other.close()
+    assert kept == 1 << 20
+    store.close()
+
+
+@given(st.lists(st.tuples(st.integers(0, 200_000), st.binary(min_size=1, max_size=9)), max_size=5), st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_pieces_of_a_state_are_the_state(parts: list[tuple[int, bytes]], noisy: bool) -> None:
+    state = b"".join(part * (count // len(part)) for count, part in parts)
+    if noisy:
+        state += random.Random(len(state)).randbytes(len(state))
+    pieces = cut(state)
+    assert b"".join(pieces) == state
+    assert all(LEAST <= len(piece) <= MOST for piece in pieces[:-1])
+    assert not pieces or 0 < len(pieces[-1]) <= MOST
+
+
+def test_a_file_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    body = random.Random(2).randbytes(600 << 10)
+    SqliteState(tmp_path / "state.db").close()
+    with sqlite3.connect(tmp_path / "state.db") as old:
+        old.executescript(
+            "ALTER TABLE cursors DROP COLUMN chunk_order; ALTER TABLE points DROP COLUMN updated_at;"
+            "INSERT INTO cursors VALUES ('a', 3, 70, 60, 1, 3); PRAGMA user_version = 1;"
+        )
+        pieces = [(i, bytes([i]) * 16, body[i * (256 << 10) : (i + 1) * (256 << 10)]) for i in range(3)]
+        old.executemany("INSERT INTO state VALUES ('a', ?, ?, ?)", pieces)
+        old.execute("INSERT INTO points VALUES ('acme', 'views', 1, 'a', 60, '{}', 'sum', 7, NULL, '')")
+    old.close()
+    store = SqliteState(tmp_path / "state.db")
+    held = store.claim("a")
+    assert (held.epoch, held.position, held.state) == (4, 70, body)
+    store.commit(at(held, 71, body + b"more"), outputs(metric(1)))
+    assert store.claim("a").state == body + b"more"
+    assert sorted(values(store)) == [1]
     store.close()
 
 
@@ -394,7 +482,7 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "state.db") as other:
         other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(StorageError, match=r"state\.db has state schema 99, this version knows up to 1"):
+    with pytest.raises(StorageError, match=r"state\.db has state schema 99, this version knows up to 2"):
         SqliteState(tmp_path / "state.db")
 
 

@@ -128,7 +128,9 @@ class House:
         hang_seconds: float = 30.0,
         enrich_seconds: float = 5.0,
         checkpoint_seconds: float = 0.02,
+        settled: bool = True,
     ) -> AsyncIterator[PluginHost]:
+        """A running host; with ``settled`` one in which every plugin has come to something, or hangs in its start."""
         settings = Settings(
             plugins=plugins or Plugins(),
             storage=Storage(data_dir=self.data),
@@ -150,6 +152,8 @@ class House:
         )
         try:
             await host.start()
+            if settled:
+                await until_settled(host, min(2 * hang_seconds, 10.0))
             yield host
         finally:
             await host.close()
@@ -181,6 +185,14 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) 
         assert time.monotonic() < deadline, f"never came: {what}; threads: {[t.name for t in threading.enumerate()]}"
         await asyncio.sleep(0.005)
     return value
+
+
+async def until_settled(host: PluginHost, seconds: float) -> None:
+    """Until no plugin is on its way up any more, for so many seconds at most."""
+    deadline = time.monotonic() + seconds
+    rising = {"discovered", "loading", "starting"}
+    while any(v.state in rising for v in host.views()) and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)
 
 
 async def until_state(host: PluginHost, name: str, state: str) -> PluginView:

@@ -68,6 +68,7 @@ class ServerHouse:
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        self._orphans: list[psutil.Process] = []
         shutil.copytree(ROOT / "manifests", self.manifests)
         self.configure(host or {})
 
@@ -90,10 +91,14 @@ class ServerHouse:
 
     # --- life
 
-    def start(self) -> Self:
-        """Returns when the server answers. :raises AssertionError: with its output, when it ends or never answers."""
-        self._launch()
-        until(self._answers, "an answer of the server", START_SECONDS, self.output)
+    def start(self, *options: str) -> Self:
+        """Returns when the server answers and each plugin has come to something.
+
+        :raises AssertionError: with its output, when it ends or never answers.
+        """
+        self._launch(*options)
+        until(self._answers, "an answer of the server", START_SECONDS, self.tail)
+        until(self._settled, "a state of each plugin", START_SECONDS, self.tail)
         return self
 
     def refuse(self, *options: str) -> tuple[int, str]:
@@ -109,28 +114,34 @@ class ServerHouse:
         assert self.process is not None
         self.process.terminate()
         code = self.process.wait(STOP_SECONDS)
-        assert code == 0, f"the server ended with {code}: {self.output()[-4000:]}"
+        assert code == 0, f"the server ended with {code}: {self.tail()}"
 
     def kill(self) -> None:
-        """``kill -9``, and wait until the server and the processes of its plugins are gone."""
+        """``kill -9``, and wait until the server is gone; the processes of its plugins are to follow by themselves."""
         assert self.process is not None
-        children = psutil.Process(self.process.pid).children(recursive=True)
+        self._orphans += psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(STOP_SECONDS)
-        _, alive = psutil.wait_procs(children, STOP_SECONDS)
-        assert not alive, f"plugin processes outlive the server: {alive}"
 
     def end(self) -> None:
-        """Whatever state it is in."""
+        """Whatever state it is in. :raises AssertionError: when a process of a plugin outlives its killed server."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        _, alive = psutil.wait_procs(self._orphans, STOP_SECONDS)
+        for process in alive:
+            process.kill()
+        assert not alive, f"processes of plugins outlive their server: {alive}"
 
     def output(self) -> str:
         """What the server has written since its last start."""
         with self.log_file.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode()
+
+    def tail(self) -> str:
+        """Its last lines, for messages."""
+        return "\n".join(self.output().splitlines()[-15:])
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log lines of one kind since the last start."""
@@ -148,7 +159,7 @@ class ServerHouse:
 
     def _answers(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, f"the server ended: {self.output()[-4000:]}"
+        assert self.process.poll() is None, f"the server ended: {self.tail()}"
         if not self.port:
             listening = self.logged("listening")
             self.port = int(listening[0]["url"].rpartition(":")[2]) if listening else 0
@@ -156,6 +167,11 @@ class ServerHouse:
             return bool(self.port) and self.ask("GET", "/healthz").status == 200
         except OSError:
             return False
+
+    def _settled(self) -> bool:
+        parts = self.get("/api/analytics/health")["components"]
+        states = {part["status"] for name, part in parts.items() if name.startswith("plugin:")}
+        return not states & {"discovered", "loading", "starting"}
 
     # --- asking
 
@@ -173,6 +189,19 @@ class ServerHouse:
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """One request on a connection of its own. A body that is no bytes is sent as JSON."""
+        status, given, raw = self.fetch(method, path, body, key=key, headers=headers)
+        return Answer(status, given, json.loads(raw) if "json" in given.get("Content-Type", "") else raw)
+
+    def fetch(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """As `ask`, the body as its bytes."""
         sent = {"Content-Type": "application/json"} if body is not None else {}
         sent |= {"X-API-Key": key} if key else {}
         sent |= headers or {}
@@ -184,8 +213,7 @@ class ServerHouse:
             raw = reply.read()
         finally:
             connection.close()
-        decoded = json.loads(raw) if "json" in reply.headers.get("Content-Type", "") else raw
-        return Answer(reply.status, reply.headers, decoded)
+        return Answer(reply.status, reply.headers, raw)
 
     def get(self, path: str, key: str | None = None) -> Any:
         """The body of a GET that must be answered 200."""
@@ -272,9 +300,14 @@ class Listener:
         self.heard: asyncio.Queue[Heard] = asyncio.Queue()
         self.sio = socketio.AsyncClient(reconnection=False)
         self.sio.on("*", self._on_event)
+        self.sio.on("connect_error", self._on_refusal)
+        self.refused: Any = None
 
     async def _on_event(self, event: str, *data: Any) -> None:
         await self.heard.put((event, "", data[0] if data else None))
+
+    async def _on_refusal(self, reason: Any) -> None:
+        self.refused = reason
 
     async def call(self, event: str, data: Any = None) -> dict[str, Any]:
         answer: dict[str, Any] = await self.sio.call(event, data, timeout=10)

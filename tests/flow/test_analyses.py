@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from analytics_core.errors import HookFailedError, NotFoundError, ParameterError, QueryError
+from analytics_core.errors import HookFailedError, NotFoundError, ParameterError, QueryError, StoppingError
 from analytics_core.events import UNPLACED_SCHEMA
 from analytics_core.host.views import AnalysisSpec
 from analytics_core.lake.delta import DeltaStore
@@ -99,6 +100,47 @@ def test_the_reader_is_bound_to_the_question_and_closed_after_it(asked: tuple[Ho
     assert ask(asked, timeRange="99999w")["parameters"]["timeRange"]["start"] == "2000-01-01T00:00:00+00:00"
     with pytest.raises(QueryError, match=r"[Cc]losed"):
         host.reader.sql("SELECT 1")
+
+
+def test_the_tenants_zone_is_meant_where_the_question_names_none(asked: tuple[Host, Analyses]) -> None:
+    span = {"timeRange": {"start": "2025-01-08", "end": "2025-01-09"}}
+    answer = asyncio.run(asked[1].ask("funnel", span, "default", "Europe/Berlin"))
+    assert answer["parameters"]["timezone"] == "Europe/Berlin"
+    assert answer["parameters"]["timeRange"]["start"] == "2025-01-07T23:00:00+00:00"
+    named = asyncio.run(asked[1].ask("funnel", {**span, "timezone": "UTC"}, "default", "Europe/Berlin"))
+    assert named["parameters"]["timezone"] == "UTC"
+    (entry,) = asked[1].catalogue("default", "Europe/Berlin")
+    assert entry["parameters"]["properties"]["timezone"]["default"] == "Europe/Berlin"
+
+
+def test_a_question_in_flight_when_the_host_stops_is_answered_503(tmp_path: Path) -> None:
+    class Slow(Host):
+        async def insight(self, question: Question, reader: Any) -> Answer:
+            def run() -> None:
+                running.set()
+                reader.sql("SELECT sum(a.range * b.range % 7) FROM range(10000000) a, range(10000000) b")
+
+            try:
+                await asyncio.to_thread(run)
+            except QueryError as error:
+                raise HookFailedError("web", "insight", error) from error
+            raise AssertionError("it was not interrupted")
+
+    running = threading.Event()
+    log, store = SegmentLog(tmp_path / "p0", disk_reserve_bytes=0), DeltaStore(tmp_path / "lake")
+    history = History(log, store)
+
+    async def scenario() -> None:
+        asking = asyncio.ensure_future(Analyses(Slow(), history).ask("funnel", {}, "default"))
+        assert await asyncio.to_thread(running.wait, 10)
+        history.interrupt()
+        with pytest.raises(StoppingError, match="the host is stopping") as caught:
+            await asyncio.wait_for(asking, 20)
+        assert caught.value.status == 503
+
+    asyncio.run(scenario())
+    store.close()
+    log.close()
 
 
 def test_rows_of_any_kind(asked: tuple[Host, Analyses]) -> None:

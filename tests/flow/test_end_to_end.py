@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import socketio
 
+from analytics_core.events import MAX_DEPTH
 from analytics_core.intake.decode import zstd
-from tests.flow.server_house import EVENTS, Answer, ServerHouse, equals, house, socket_of, stream_of, until
+from tests.flow.server_house import EVENTS, Answer, Listener, ServerHouse, equals, house, socket_of, stream_of, until
 
 pytestmark = pytest.mark.server
 
@@ -175,6 +176,10 @@ def test_an_event_is_stored_as_it_was_sent(server: ServerHouse) -> None:
     }
 
 
+def nested(depth: int) -> bytes:
+    return b'{"event":"deep","messageId":"deep %d","properties":%s1%s}' % (depth, b'{"a":' * depth, b"}" * depth)
+
+
 def test_good_events_are_kept_when_their_neighbours_are_bad(server: ServerHouse) -> None:
     bad = {
         b'{"event": "b", "properties": 5}': ("properties", "must be a JSON object, not a number"),
@@ -182,6 +187,9 @@ def test_good_events_are_kept_when_their_neighbours_are_bad(server: ServerHouse)
         b'{"event": "b", "timestamp": "1970-01-01T00:00:00Z"}': ("timestamp", "is before 2000-01-01"),
         b'{"event": "b", "timestamp": "yesterday"}': ("timestamp", "yesterday"),
         b'{"event": "b", "properties": {"x": "\xff\xfe"}}': ("", "not UTF-8 at byte"),
+        b'{"event": "b", "properties": {"x": NaN}}': ("", "NaN"),
+        b'{"event": "b", "properties": {"x": "\\ud800"}}': ("", "half a surrogate pair"),
+        nested(MAX_DEPTH + 1): ("properties", f"is nested deeper than {MAX_DEPTH} levels"),
         b'{"event": 5}': ("event", "Expected `str`, got `int`"),
         b'{"event": ""}': ("event", "is empty"),
         b'{"properties": {}}': ("event", "is required"),
@@ -223,9 +231,7 @@ BROKEN: dict[str, tuple[bytes, dict[str, str], int, str]] = {
     "unknown type": (b"{}", {"Content-Type": "text/html"}, 415, "valid are: application/json"),
     "empty": (b"", {}, 400, "it is empty"),
     "number": (b"5", {}, 400, "neither a JSON object nor a JSON array"),
-    "no end": (b'[{"event": "x"}', {}, 400, "truncated"),
-    "NaN": (b'[{"event": "x", "properties": {"x": NaN}}]', {}, 400, "invalid character"),
-    "lone surrogate": (b'{"event": "x", "properties": {"x": "\\ud800"}}', {}, 400, "cannot be read"),
+    "no end": (b'[{"event": "x"}', {}, 400, "cannot be read"),
     "deep": (b"[" * 100_000 + b"]" * 100_000, {}, 400, "nested too deeply"),
     "sentAt": (b'{"events": [], "sentAt": "soon"}', {}, 400, "sentAt"),
 }
@@ -267,7 +273,7 @@ def test_duplicates_in_flight_are_stored_once(server: ServerHouse) -> None:
 
 
 def test_an_acknowledged_event_is_in_the_next_answer(server: ServerHouse) -> None:
-    for n in range(1, 16):
+    for n in range(1, 11):
         server.post({"event": "fresh", "userId": f"f{n}", "messageId": f"fresh {n}"})
         assert server.total("fresh") == n
         assert len(server.query(events=["fresh"])["data"]) == n
@@ -375,9 +381,7 @@ def test_a_plugins_metric_is_there_after_its_checkpoint(server: ServerHouse) -> 
     )
     for plugin in ("counts", "user-behavior"):
         equals(lambda name=plugin: server.plugin(name)["events_processed"], everything, plugin)
-    recent = server.total("user-behavior.active_users")
-    assert recent is not None
-    assert recent >= 7
+    until(lambda: (server.total("user-behavior.active_users") or 0) >= 7, "the users whom user-behavior has seen")
 
 
 # --- item 5: analyses
@@ -727,6 +731,7 @@ def import_state(self, state, version):
 
 
 FOLDING = ("process", "export_state", "import_state")
+FAILED = ("degraded", "quarantined", "half_open")
 REASONS = {
     "exits": "its process ended",
     "hangs": "no answer within 2 s",
@@ -738,7 +743,7 @@ NOT_STARTED = {
     "misspelled": ("load_error", "did you mean 'process'?"),
     "refusing": ("start_error", "the licence has run out"),
     "left-out": ("disabled", "PLUGINS_ENABLED"),
-    "absent": ("unresolved", "absent"),
+    "absent": ("unresolved", "it is not installed"),
 }
 
 
@@ -754,7 +759,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHouse]:
         made.install("hangs", faults("time.sleep(3600)"), FOLDING)
         made.install("leaves", faults("sys.exit(0)"), FOLDING, isolation="thread")
         made.install("raises", faults("raise RuntimeError('no more')"), FOLDING, isolation="thread")
-        made.install("unimportable", "", ("process",), head="import nowhere")
+        made.install("unimportable", "pass", ("process",), head="import nowhere")
         made.install("misspelled", "@hookimpl\ndef proces(self, batch): return None", ("process",))
         made.install(
             "refusing", "@hookimpl\ndef setup(self, context): raise RuntimeError('the licence has run out')", ("setup",)
@@ -764,20 +769,14 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHouse]:
         yield made
 
 
-def nested(depth: int) -> bytes:
-    return b'{"event":"deep","messageId":"deep %d","properties":%s1%s}' % (depth, b'{"a":' * depth, b"}" * depth)
-
-
 def test_what_json_allows_and_few_can_read_spoils_nothing(faulty: ServerHouse) -> None:
-    """The deepest nesting that is taken, and numbers beyond any type, must neither break queries nor plugins."""
-    depths = [depth for depth in range(900, 1000, 3) if faulty.ask("POST", EVENTS, nested(depth)).status == 202]
-    assert depths, "nothing deep is taken, so nothing is tested"
-    assert problem(faulty.ask("POST", EVENTS, nested(100_000)), 400)["detail"].endswith("nested too deeply")
+    """Numbers beyond any type must neither break queries nor stop plugins that read events row by row."""
     huge = b"1" + b"0" * 4_000
-    faulty.post(b'[{"event": "huge", "messageId": "huge", "properties": {"duration": %s, "x": -1e999}}]' % huge)
-    rows = faulty.ask("POST", "/api/analytics/query", {"filters": {"event": ["deep", "huge"]}, "limit": 100})
-    assert rows.status == 200
-    assert len(rows.body["data"]) == len(depths) + 1
+    properties = b'{"duration": %s, "x": -1e999, "deep": %s}' % (huge, b"[" * 63 + b"]" * 63)
+    faulty.post(b'[{"event": "huge", "messageId": "huge", "properties": %s}]' % properties)
+    page = faulty.fetch("POST", "/api/analytics/query", {"events": ["huge"]})
+    assert page.status == 200
+    assert properties in page.body, "history gives back what was sent"
     assert faulty.total("huge") == 1
     assert faulty.ask("POST", "/api/v1/analyses/latency", {"timeRange": "1h"}).status == 200
     for plugin in ("good", "performance", "user-behavior"):
@@ -792,12 +791,11 @@ def test_a_bad_plugin_stops_itself_alone(faulty: ServerHouse) -> None:
     faulty.post([{"event": "poison"}, *[{"event": "after"}] * 100])
     for name, reason in REASONS.items():
         row = until(
-            lambda name=name: (row := faulty.plugin(name))["state"] in ("degraded", "quarantined") and row,
+            lambda name=name: (row := faulty.plugin(name))["state"] in FAILED and row["errors"] and row,
             f"{name} is seen to fail",
             explain=lambda name=name: faulty.plugin(name),
         )
         assert reason in row["reason"], row
-        assert row["errors"] > 0
         assert row["lag"] >= 101
     total = len(faulty.query(events=["before", "after"], limit=1000)["data"])
     assert total == 150
@@ -832,9 +830,10 @@ def test_there_are_no_more_live_connections_than_allowed(faulty: ServerHouse) ->
             refused = await asyncio.to_thread(faulty.ask, "GET", "/api/v1/stream")
             assert "all 2 live connections are taken" in problem(refused, 503)["detail"]
             assert refused.headers["Retry-After"] == "5"
-            with pytest.raises(socketio.exceptions.ConnectionError, match="all 2 live connections are taken"):
-                async with socket_of(faulty):
-                    pass
+            late = Listener()
+            with pytest.raises(socketio.exceptions.ConnectionError):
+                await late.sio.connect(faulty.url, transports=["websocket"])
+            assert "all 2 live connections are taken" in late.refused["message"]
 
     run(scenario())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import resource
@@ -321,6 +322,80 @@ def test_files_are_found_by_their_statistics_after_a_checkpoint_too(tmp_path: Pa
     for opened in (store, DeltaStore(tmp_path)):
         with opened.lease("acme", NOON + 10 * DAY, NOON + 13 * DAY) as snapshot:
             assert seqs(snapshot.files) == [10, 11, 12]
+
+
+def test_history_reads_only_the_files_of_its_window(tmp_path: Path) -> None:
+    store = DeltaStore(tmp_path)
+    for first in range(0, 60, 10):
+        store.append(events(first, first + 10), first + 10)
+    store.append(events(60, 60), 60)
+    for again in (store, DeltaStore(tmp_path)):
+        with again.lease("acme") as snapshot:
+            others = [Path(file) for file in snapshot.files if seqs([file])[0] not in (20, 30)]
+        assert len(others) == 4
+        for path in others:
+            path.rename(path.with_suffix(".away"))  # a read that wanted one of them would fail
+        (batch,), after = again.read(25, 10)
+        assert (batch.column("seq").to_pylist(), after) == (list(range(25, 35)), 35)
+        with pytest.raises(StorageError, match="cannot be read from position 35"):
+            again.read(35, 10)
+        for path in others:
+            path.with_suffix(".away").rename(path)
+
+
+def test_files_of_an_earlier_version_without_positions_are_read(tmp_path: Path) -> None:
+    store = DeltaStore(tmp_path)
+    for first in range(0, 30, 10):
+        store.append(events(first, first + 10), first + 10)
+    for path in commits(tmp_path):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for add in (line["add"] for line in lines if "add" in line):
+            stats = json.loads(add["stats"])
+            del stats["minValues"]["seq"], stats["maxValues"]["seq"]
+            add["stats"] = json.dumps(stats)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (batch,), after = DeltaStore(tmp_path).read(5, 10)
+    assert (batch.column("seq").to_pylist(), after) == (list(range(5, 15)), 15)
+
+
+@pytest.mark.parametrize("how", ["close", "stop"])
+def test_a_merge_under_way_is_broken_off(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sort never ends by itself here: a query without an end takes its place."""
+    store = DeltaStore(tmp_path)
+    store.append(events(0, 10), 10)
+    sorting, stop = threading.Event(), threading.Event()
+    real = duckdb.connect
+
+    class Endless:
+        def __init__(self, **how: Any) -> None:
+            self.real = real(**how)
+
+        def __enter__(self) -> Endless:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.real.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+        def sql(self, *_: object, **__: object) -> Any:
+            sorting.set()
+            return self.real.sql("SELECT max(a.range + b.range) FROM range(10_000_000_000) a, range(1_000_000) b")
+
+    monkeypatch.setattr("analytics_core.lake.compact.duckdb.connect", Endless)
+    removed: list[int] = []
+    merging = threading.Thread(target=lambda: removed.append(store.compact(stop.is_set)))
+    merging.start()
+    assert sorting.wait(20)
+    if how == "close":
+        store.close()
+    else:
+        stop.set()
+    merging.join(20)
+    assert removed == [0]
+    monkeypatch.undo()
+    assert stored(DeltaStore(tmp_path)) == list(range(10))
 
 
 def test_the_delta_log_does_not_grow_for_ever(tmp_path: Path) -> None:

@@ -140,6 +140,26 @@ def test_the_hosts_own_messages_are_of_plugins_only() -> None:
     assert acme.names == other.names == ["plugin:state"]
 
 
+def test_only_operators_are_told_why_a_plugin_is_in_its_state() -> None:
+    """The reason may quote an exception, and that an event of another tenant."""
+    room, encoder = live(), Encoder()
+    reader, connection = join(room, "acme", *ALL, encoder=encoder)
+    operator, operating = join(room, "acme", encoder=encoder)
+    operating.enter("acme", operator=True)
+    operating.subscribe(ALL)
+    room.publish(message("plugin", "", plugin="p", state="degraded", reason="hook 'process' failed: 'bob@globex'"))
+    assert reader.got == [("plugin:state", {"plugin": "p", "state": "degraded"})]
+    assert operator.got[0][1]["reason"] == "hook 'process' failed: 'bob@globex'"
+    room.publish(message("insight", "acme", reason="a member like any other"))
+    assert reader.got[-1] == operator.got[-1]
+    epoch = room.room("acme").epoch
+    assert next(members for _, _, members in room.missed(connection, f"{epoch}-0")[0]) == reader.got[0][1]
+    assert next(members for _, _, members in room.missed(operating, f"{epoch}-0")[0]) == operator.got[0][1]
+    operating.enter("acme")  # another identity on the same connection
+    room.publish(message("plugin", "", plugin="p", state="active", reason="x"))
+    assert operator.got[-1] == ("plugin:state", {"plugin": "p", "state": "active"})
+
+
 NAMES = {
     "metric": ["metric", "analytics:update"],
     "insight": ["insight:new", "analytics:update"],
@@ -361,6 +381,20 @@ def test_a_stream_of_events() -> None:
             assert [e["event"] for e in got] == ["metric", "insight:new", "alert:high", "plugin:state"]
             assert got[0]["data"] == {"metric": "views", "value": 1}
             assert len({e["id"] for e in got}) == 4
+
+    run(scenario())
+
+
+def test_only_an_operator_is_streamed_the_reason_of_a_plugins_state() -> None:
+    async def scenario() -> None:
+        async with (
+            opened(GUARDED) as house,
+            stream(house, "?stream=plugin", "acme-operator") as operator,
+            stream(house, "?stream=plugin", "acme-writer") as writer,
+        ):
+            house.publish("plugin", "", {"state": "degraded", "reason": "a row of other"})
+            assert (await writer.next())["data"] == {"state": "degraded"}
+            assert (await operator.next())["data"]["reason"] == "a row of other"
 
     run(scenario())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,10 +15,13 @@ import pyarrow as pa
 import pytest
 
 from analytics_core.events import MINUTE, UNPLACED_SCHEMA, EventBatch, micros
-from analytics_core.lanes.live_metrics import LiveMetrics
+from analytics_core.lanes import live_metrics
+from analytics_core.lanes.live_metrics import LiveMetrics, rest_after
+from analytics_core.log.reading import SUFFIX
 from analytics_core.log.segments import SegmentLog
 from analytics_core.manifest import MetricManifest
-from analytics_core.metrics.definition import define
+from analytics_core.metrics.definition import Definition, define
+from analytics_core.metrics.filters import Field
 from analytics_core.metrics.live import LiveWindows
 from analytics_core.records import Message
 from analytics_core.testing import batch
@@ -161,6 +165,117 @@ def test_a_lane_that_the_log_has_outrun_goes_on_from_what_is_left(tmp_path: Path
     lane.stop()
     assert lane.view().state == "stopped"
     log.close()
+
+
+# --- what fails ------------------------------------------------------------------------------------------------------
+
+BROKEN = Definition("broken", "sum", value=Field("user_id"))  # no manifest can say so
+
+
+def test_a_metric_that_cannot_be_counted_is_named_and_costs_no_other(log: SegmentLog) -> None:
+    bus = Bus()
+    lane = LiveMetrics(log, bus, LiveWindows([BROKEN, *METRICS]))
+    lane.start()
+    for value in (1, 2):
+        post(log, {"event": "page_view", "user_id": "u1"})
+        bus.until(lambda _, b, value=value: b["metric"] == "page_views" and b["value"] == value)  # type: ignore[misc]
+    view = lane.view()
+    assert view.state == "running"
+    assert view.reason.startswith("metric 'broken' cannot be counted (")
+    assert "u1" not in view.reason
+    lane.stop()
+    assert not [b for _, b in bus.seen if b["metric"] == "broken"]
+
+
+def test_a_metric_that_failed_is_counted_again_in_the_next_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = LiveWindows([define(MetricManifest(name="paid", aggregate="sum", property="amount"))])
+    column_of = Field.column_of
+
+    def failing(field: Field, batch: EventBatch, kind: type) -> pa.Array:
+        if "poison" in batch.column("name").to_pylist():
+            raise ValueError("no such column")
+        return column_of(field, batch, kind)
+
+    monkeypatch.setattr(Field, "column_of", failing)
+
+    def paid(minute: int, *names: str) -> dict[tuple[str, int], float]:
+        at = THIS_MINUTE + timedelta(minutes=minute, seconds=1)
+        held.add(batch([{"event": n, "timestamp": at, "properties": {"amount": 2}} for n in names], watermark=at))
+        return {key: value for key, value in shown(held).items() if key[0] == "paid"}
+
+    assert paid(0, "sale") == {("paid", 0): 2}
+    assert paid(0, "poison") == {}
+    assert held.problem == "metric 'paid' cannot be counted (ValueError, see the log)"
+    assert paid(0, "sale") == {}  # a sum without the poison would be wrong
+    assert paid(1, "sale") == {("paid", 1): 2}
+    assert paid(11, "sale") == {("paid", 11): 2}
+    assert held.problem == ""
+
+
+def test_a_round_that_fails_is_shown_and_the_next_goes_on(log: SegmentLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_metrics, "_RETRY_SECONDS", 0.01)
+    failed = threading.Event()
+
+    class Once(LiveWindows):
+        def add(self, batch: EventBatch) -> None:
+            if len(batch) and not failed.is_set():
+                failed.set()
+                raise ValueError("u1 is no number")
+            super().add(batch)
+
+    bus = Bus()
+    lane = LiveMetrics(log, bus, Once(METRICS))
+    lane.start()
+    post(log, {"event": "page_view", "user_id": "u1"})
+    assert failed.wait(SECONDS)
+    soon = datetime.now(UTC) + timedelta(minutes=1)  # the minute that lost an event is not shown
+    post(log, {"event": "page_view", "timestamp": soon}, at=soon)
+    assert bus.until(lambda _, b: b["metric"] == "page_views")["value"] == 1
+    lane.stop()
+    assert lane.view().state == "stopped"
+
+
+def test_a_damaged_log_ends_the_lane_with_the_place_of_the_damage(log: SegmentLog) -> None:
+    post(log, {"event": "page_view"}, {"event": "page_view"})
+    path = next(log.directory.glob(f"*{SUFFIX}"))
+    with path.open("r+b") as file:
+        file.seek(200)
+        file.write(b"\xa5" * 8)
+    lane = LiveMetrics(log, Bus(), LiveWindows(METRICS))
+    lane.start()
+    deadline = time.monotonic() + SECONDS
+    while (view := lane.view()).state in ("starting", "running"):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert view.state == "failed"
+    assert f"{path}: bad frame at byte 0" in view.reason
+    lane.stop()
+
+
+def test_the_newest_figures_are_forgotten_with_their_windows(log: SegmentLog, start: Callable[[], Running]) -> None:
+    running = start()
+    post(log, {"event": "page_view"}, tenant="gone")
+    for minutes, name in ((5, "click"), (11, "late")):
+        at = NOW + timedelta(minutes=minutes)
+        post(log, {"event": name, "timestamp": at}, at=at)
+        running.bus.until(lambda _, b, name=name: b["metric"] == name)  # type: ignore[misc]
+        if name == "click":
+            assert set(running.lane.latest("gone")) == {"page_views", "page_view"}
+    running.lane.stop()
+    assert running.lane.latest("gone") == {}
+    assert set(running.lane.latest("default")) == {"click", "late"}
+
+
+def test_rests_follow_the_work_and_have_an_end() -> None:
+    assert [rest_after(spent) < 0.05 for spent in (0.0, 0.001, 0.005, 0.01)] == [False, True, True, True]
+    for spent in (0.001, 0.005, 0.01, 0.02, 0.025):
+        assert spent + rest_after(spent) <= 0.125 + 1e-9
+        assert spent / (spent + rest_after(spent)) <= 0.2 + 1e-9  # the share of a processor
+    for share in (0.1, 0.3, 0.6, 0.9):  # of the time that the events of a second take to count
+        spent = 0.001
+        for _ in range(1_000):
+            spent = share * (spent + rest_after(spent))
+        assert spent <= 0.1 * share / (1 - share) + 1e-9
 
 
 def windows(**bounds: Any) -> LiveWindows:

@@ -10,16 +10,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
+import psutil
 import pytest
 
-from analytics_core.errors import HookFailedError, PluginError, WorkerDiedError
+from analytics_core.errors import HookFailedError, HookTimeoutError, MalformedBodyError, PluginError, WorkerDiedError
+from analytics_core.events import EventBatch
 from analytics_core.host.health import TRANSITIONS, Health, RestartPolicy, Restarts, State
 from analytics_core.host.plugins import PluginHost
+from analytics_core.log.reading import SUFFIX
 from analytics_core.records import Question, Request, TimeRange
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, until, until_state, view
 
@@ -323,9 +327,10 @@ def test_concurrent_hooks_that_fail_are_named_and_harm_no_lane(house: House, iso
         async with house.host() as host:
             with pytest.raises(HookFailedError, match="Plugin 'faulty': hook 'insight' failed: "):
                 await host.insight(question, Spec())
-            with pytest.raises(HookFailedError, match="Plugin 'faulty': hook 'ingest' failed: "):
+            malformed = "ValueError" in deed  # so an adapter refuses what its client has sent
+            with pytest.raises(MalformedBodyError if malformed else HookFailedError):
                 await host.ingest("faulty", request)
-            assert view(host, "faulty").errors == 2
+            assert view(host, "faulty").errors == (1 if malformed else 2)
             house.add(2)
             await until(lambda: view(host, "faulty").events_processed == 2, "the lane")
             assert view(host, "faulty").state == "active"
@@ -360,6 +365,133 @@ def test_a_call_that_kills_its_process_fails_and_the_next_is_answered(house: Hou
             await until_state(host, "faulty", "active")
             ask = Question(analysis="q", tenant="a", range=TimeRange(T0, T0))
             assert (await host.insight(ask, Spec())).table == [{"n": 1}]
+
+    asyncio.run(main())
+
+
+SENT = {
+    "a frame of 4294967295 bytes; the limit is 1073741824": "b'\\xff' * 4",
+    "what is no frame": "b'\\0\\0\\0\\x01\\xc1'",
+}
+
+
+@pytest.mark.parametrize("problem", SENT)
+def test_a_process_that_sends_no_frame_or_a_giant_is_ended(house: House, problem: str) -> None:
+    neighbours(house)
+    body = f"""
+    @hookimpl
+    def insight(self, question, events):
+        os.write(int(sys.argv[2]), {SENT[problem]})
+        time.sleep(600)
+    """
+    head = once(house, f"os.write(int(sys.argv[1]), {SENT[problem]}); time.sleep(600)")
+    house.install(
+        "faulty",
+        FAULTY + dedent(body),
+        (*COUNTING_HOOKS, "insight"),
+        head=head,
+        provides={"analyses": [{"name": "q"}]},
+        isolation="process",
+    )
+    ask = Question(analysis="q", tenant="a", range=TimeRange(T0, T0))
+
+    async def main() -> None:
+        async with house.host(restarts=PATIENT) as host:
+            await until_state(host, "faulty", "active")
+            house.add(3)
+            await until(lambda: f"it sent {problem}" in view(host, "faulty").reason, "the reason")
+            await until(lambda: house.value("faulty") == 3, "the exact count")
+            await until_state(host, "faulty", "active")
+            with pytest.raises(WorkerDiedError, match=f"it sent {problem}"):
+                await host.insight(ask, Spec())
+            await neighbours_go_on(house, host, 3)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_damaged_log_is_not_the_plugins_fault_and_is_not_tried_again(house: House, isolation: str) -> None:
+    house.add(3)
+    house.add(3)
+    path = next((house.data).rglob(f"*{SUFFIX}"))
+    with path.open("r+b") as file:
+        file.seek(200)
+        file.write(b"\xa5" * 8)
+    house.install("counting", isolation=isolation)
+
+    async def main() -> None:
+        async with house.host() as host:
+            seen = await until_state(host, "counting", "degraded")
+            (lane,) = host.lanes()
+            assert (lane.state, seen.errors) == ("failed", 0)
+            for reason in (lane.reason, seen.reason):
+                assert f"{path}: bad frame at byte 0" in reason
+            assert "not tried again, since the log is damaged" in seen.reason
+        assert house.states("counting") == ["loading", "starting", "active", "degraded"]
+
+    asyncio.run(main())
+
+
+def test_one_plugin_that_cannot_be_looked_after_ends_no_supervision(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+    begin = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "lane:cursed" and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    house.install("cursed", isolation="thread")
+    house.install("faulty", FAULTY, COUNTING_HOOKS, head=once(house, "raise ValueError"), isolation="thread")
+
+    async def main() -> None:
+        house.add(3)
+        async with house.host(restarts=PATIENT):
+            await until(lambda: house.value("faulty") == house.value("cursed") == 3, "both counts")
+
+    asyncio.run(main())
+    assert refused
+
+
+@pytest.mark.parametrize(
+    ("head", "setup", "state"),
+    [("import nowhere", "pass", "load_error"), ("", "raise OSError('no model')", "start_error")],
+)
+def test_a_process_that_is_of_no_use_is_ended(house: House, head: str, setup: str, state: str) -> None:
+    mark = house.data / "pid"
+    head = f"Path({str(mark)!r}).write_text(str(os.getpid()))\n{head}"
+    house.install("useless", SETUP + setup, ["setup"], head=head, isolation="process")
+
+    async def main() -> None:
+        async with house.host() as host:
+            await until_state(host, "useless", state)
+            pid = int(mark.read_text())
+            await until(lambda: not psutil.pid_exists(pid), "the end of its process")
+            assert view(host, "useless").state == state
+
+    asyncio.run(main())
+
+
+def test_folds_that_hang_leave_no_more_than_so_many_threads(house: House) -> None:
+    gate = house.data / "gate"
+    body = f"@hookimpl\ndef process(self, batch):\n    while not Path({str(gate)!r}).exists(): time.sleep(0.01)"
+    house.install("hangs", body, ["process"], isolation="thread", limits={"call_seconds": 0.5})
+
+    async def main() -> None:
+        async with house.host() as host:
+            await until_state(host, "hangs", "active")
+            one = EventBatch.empty("a", T0)
+            ended = await asyncio.gather(*(host.fold_once("hangs", [one]) for _ in range(8)), return_exceptions=True)
+            assert {type(error) for error in ended} == {HookTimeoutError}
+            with pytest.raises(HookFailedError, match="8 earlier folds hang; the plugin needs a restart"):
+                await host.fold_once("hangs", [one])
+            gate.touch()
+            await until(lambda: not any(t.name == "fold:hangs" for t in threading.enumerate()), "the threads' end")
+            assert (await host.fold_once("hangs", [one])).metrics == []
 
     asyncio.run(main())
 
@@ -444,6 +576,31 @@ def _wait(condition: object, what: str) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, f"never came: {what}"
         time.sleep(0.01)
+
+
+_RACE = """
+import sys, threading
+import msgspec
+from analytics_core.host import wire
+
+sys.setswitchinterval(1e-6)
+for _ in range(100):
+    inner = msgspec.defstruct("Inner", [(f"field{n}", dict[str, list[int]], {}) for n in range(20)])
+    outer = msgspec.defstruct("Outer", [("inner", list[inner])])
+    body, gate = wire.encode(outer([inner()])), threading.Barrier(4)
+    def decode():
+        gate.wait()
+        assert wire.decode(body, outer).inner == [inner()]
+    threads = [threading.Thread(target=decode) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+
+
+def test_lanes_that_meet_a_type_for_the_first_time_together_do_no_harm() -> None:
+    """msgspec alone ends the process with a segmentation fault here; so ended the host with several process plugins."""
+    done = subprocess.run([sys.executable, "-c", _RACE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # --- states ----------------------------------------------------------------------------------------------------------

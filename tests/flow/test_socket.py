@@ -151,6 +151,30 @@ def test_an_unknown_call_is_refused() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("key", ["acme-operator", "acme-reader"])
+def test_only_an_operator_is_told_the_reason_of_a_plugins_state(key: str) -> None:
+    async def scenario() -> None:
+        async with opened(GUARDED) as house, caller(house, auth={"token": key}) as one:
+            assert (await one.call("subscribe", {"stream": "plugin"}))["ok"]
+            house.publish("plugin", "", {"state": "degraded", "reason": "a row of other"})
+            _, told = await one.next()
+            assert told == {"state": "degraded", **({"reason": "a row of other"} if "operator" in key else {})}
+
+    run(scenario())
+
+
+def test_a_password_of_a_proxy_is_no_credential() -> None:
+    async def scenario() -> None:
+        basic = {"Authorization": "Basic abc"}
+        async with opened() as house, caller(house, headers=basic) as one:
+            assert (await one.call("subscribe", {"stream": "plugin"}))["ok"]
+        async with opened(GUARDED) as house, caller(house, headers=basic) as one:
+            assert not (await one.call("subscribe", {"stream": "plugin"}))["ok"]
+            assert (await one.call("auth:authenticate", {"token": "acme-reader"}))["ok"]
+
+    run(scenario())
+
+
 CREDENTIALS: dict[str, dict[str, Any]] = {
     "handshake": {"auth": {"token": "acme-reader"}},
     "header": {"headers": {"Authorization": "Bearer acme-reader"}},

@@ -9,7 +9,7 @@ import jwt
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from analytics_core.api.auth import LOCAL, Authenticator, Identity, credential
+from analytics_core.api.auth import ANYBODY, LOCAL, Authenticator, Identity, credential
 from analytics_core.config import ApiKey, Auth
 from analytics_core.errors import ConfigError, ForbiddenError, UnauthenticatedError
 
@@ -120,3 +120,16 @@ def test_where_a_credential_is_looked_for(headers: dict[str, str], in_query: boo
 def test_another_scheme_is_refused() -> None:
     with pytest.raises(UnauthenticatedError, match="'Basic' is not supported"):
         credential(make_mocked_request("GET", "/", headers={"Authorization": "Basic abc"}))
+
+
+def test_another_scheme_is_left_alone_where_it_does_not_matter() -> None:
+    basic = make_mocked_request("GET", "/", headers={"Authorization": "Basic abc"})
+    assert Authenticator(Auth()).caller(basic) == LOCAL
+    assert GATE.caller(basic, optional=True) == ANYBODY
+    with pytest.raises(UnauthenticatedError, match="'Basic' is not supported"):
+        GATE.caller(basic)
+    both = make_mocked_request("GET", "/", headers={"Authorization": "Basic abc", "X-API-Key": "k-acme"})
+    assert GATE.caller(both).tenant == GATE.caller(both, optional=True).tenant == "acme"
+    wrong = make_mocked_request("GET", "/", headers={"X-API-Key": "nobody"})
+    with pytest.raises(UnauthenticatedError, match="not known"):
+        GATE.caller(wrong, optional=True)

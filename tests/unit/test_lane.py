@@ -20,6 +20,7 @@ from analytics_core.config import Lanes as Pace
 from analytics_core.errors import FencedError, HookFailedError, StorageError, TrimmedError
 from analytics_core.events import UNPLACED_SCHEMA, micros, placed, times_column, word
 from analytics_core.host.dispatch import Instance
+from analytics_core.lanes import lane as lane_module
 from analytics_core.lanes.checkpoint import Tenants, unpack
 from analytics_core.lanes.fold import HookFold, Pulse, fold_once
 from analytics_core.lanes.lane import Lane
@@ -381,6 +382,47 @@ def test_a_store_that_fails_delays_the_commit_and_loses_nothing(house: House) ->
     lane.stop()
     assert lane.join(20)
     assert [size for _, size, _ in plugin.seen if size] == [4]
+
+
+def test_a_lane_whose_commits_are_refused_reads_no_further_than_its_bound(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane_module, "PENDING_MOST", 5)
+
+    class Many(Counter):
+        @hookimpl
+        def process(self, batch: EventBatch) -> ProcessResult:
+            self.seen.append((batch.tenant, len(batch), batch.watermark))
+            return ProcessResult(
+                [Metric(name=f"m{name}", value=1, window=DAY) for name in batch.column("name").to_pylist()]
+            )
+
+    class Refusing:
+        refused = 0
+        refuse = True
+        claim = house.state.claim
+
+        def commit(self, *arguments: Any) -> int:
+            if self.refuse:
+                self.refused += 1
+                raise StorageError("the disk is full")
+            return house.state.commit(*arguments)
+
+    store, plugin = Refusing(), Many()
+    lane = Lane("counter", lambda: house.fold(plugin), house.log, store, EAGER)  # type: ignore[arg-type]
+    house.add(("a", [str(n) for n in range(6)]))
+    lane.start()
+    eventually(lambda: "6 outputs wait, so it reads no further" in lane.view().reason, "the reason")
+    house.add(("a", ["more"]))
+    refused = store.refused
+    eventually(lambda: store.refused >= refused + 3, "further refusals")
+    assert (lane.position, lane.view().lag) == (6, 1)
+    store.refuse = False
+    eventually(lambda: house.state.points("a", "mmore", T0, T0 + timedelta(days=1)), "the commit")
+    eventually(lambda: lane.view().reason == "", "the reason gone")
+    lane.stop()
+    assert lane.join(20)
+    assert sum(size for _, size, _ in plugin.seen) == 7
 
 
 def test_a_lane_behind_the_log_goes_on_from_the_backlog(tmp_path: Path) -> None:

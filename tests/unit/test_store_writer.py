@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,20 @@ def test_the_log_is_trimmed_up_to_the_lake_only(log: SegmentLog, lake: DeltaStor
     assert log.first > 0
 
 
+def test_the_log_is_trimmed_as_soon_as_the_dedup_floor_moves(log: SegmentLog, writer: Make) -> None:
+    """A full log takes no event, so no commit follows: room must come without one."""
+    fill(log, 40)
+    floor = [0]
+    copying = writer(dedup_floor=lambda: floor[0])
+    copying.flush()
+    assert log.first == 0
+    floor[0] = EVERYTHING
+    deadline = time.monotonic() + 20
+    while log.first < log.segments[-1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 # --- failures
 
 
@@ -262,6 +277,25 @@ def test_a_log_that_does_not_belong_to_the_lake_is_refused(tmp_path: Path, log: 
     log.trim(log.durable)
     with pytest.raises(StorageError, match="events between are missing"):
         StoreWriter(log, lake, PATIENT, dedup_floor=lambda: 0).start()
+
+
+def test_a_damaged_log_ends_the_lane_and_is_told(log: SegmentLog, lake: DeltaStore, writer: Make) -> None:
+    fill(log, 40)
+    damaged = log.directory / f"{log.segments[2]:020d}.seg"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    told: list[StorageError] = []
+    heard = threading.Event()
+
+    def on_fatal(error: StorageError) -> None:
+        told.append(error)
+        heard.set()
+
+    copying = writer(Storage(store_commit_seconds=0.01, maintenance_seconds=3600), on_fatal=on_fatal)
+    assert heard.wait(20)
+    assert [str(damaged) in str(error) and "bad frame at byte" in str(error) for error in told] == [True]
+    assert (copying.view().state, copying.view().reason) == ("failed", str(told[0]))
 
 
 # --- maintenance
@@ -316,3 +350,51 @@ def test_one_part_of_maintenance_that_fails_stops_no_other(log: SegmentLog, lake
     assert copying.view().reason == "compaction: out of spill space"
     log.append([batch(1)], NOW)
     assert copying.flush() == log.durable
+
+
+def test_what_is_held_is_listed_and_runs_when_it_is_confirmed(log: SegmentLog, lake: DeltaStore, writer: Make) -> None:
+    for tenant in ("acme", "globex"):
+        log.append([batch(50, at=NOW - timedelta(days=100), tenant=tenant)], NOW)
+        log.append([batch(50, 50, tenant=tenant)], NOW)
+    done = threading.Event()
+
+    class Retaining(Watched):
+        def vacuum(self) -> int:
+            done.set()
+            return self.store.vacuum()
+
+    copying = writer(store=Retaining(lake), policy=RetentionPolicy(days=90), now=lambda: NOW)
+    copying.flush()
+    assert not copying.confirm_retention()
+    copying.maintain()
+    assert sorted((held.tenant, held.share) for held in copying.held) == [("acme", 0.5), ("globex", 0.5)]
+    assert "confirm the run" in copying.held[0].reason
+    done.clear()
+    assert copying.confirm_retention()
+    assert done.wait(20)
+    assert not copying.held
+    assert in_lake(lake).num_rows == 100
+
+
+def test_what_was_found_is_forgotten_with_the_events(log: SegmentLog, lake: DeltaStore, writer: Make) -> None:
+    log.append([batch(50, at=NOW - timedelta(days=100))], NOW)
+    log.append([batch(50, 50)], NOW)
+    clock, asked = [NOW], []
+
+    def forget(before: datetime | None, by_tenant: Mapping[str, datetime | None]) -> int:
+        asked.append((before, by_tenant))
+        return 1
+
+    policy = RetentionPolicy(days=90, by_tenant={"globex": 7, "keeper": None})
+    copying = writer(policy=policy, now=lambda: clock[0], forget=forget)
+    copying.flush()
+    copying.maintain()
+    assert asked == []  # retention asks first
+    copying.maintain(confirmed=True)
+    copying.maintain()
+    midnight = datetime(2025, 1, 31, tzinfo=UTC)
+    first = (midnight - timedelta(days=90), {"globex": midnight - timedelta(days=7), "keeper": None})
+    assert asked == [first]
+    clock[0] += timedelta(days=1)
+    copying.maintain()
+    assert len(asked) == 2
