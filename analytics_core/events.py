@@ -48,6 +48,9 @@ SCHEMA: Final = pa.schema(
 UNPLACED_SCHEMA: Final = pa.schema([SCHEMA.field(i) for i in range(2, len(SCHEMA))])
 """The same before the log has given each event its ``partition`` and ``seq``."""
 
+TENANT_PATTERN: Final = r"[a-z0-9][a-z0-9_-]{0,62}"
+"""What a whole tenant id matches, everywhere."""
+
 MINUTE: Final = 60_000_000
 DAY: Final = 86_400_000_000
 EARLIEST: Final = 946_684_800_000_000  # 2000-01-01 UTC, microseconds

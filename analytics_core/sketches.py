@@ -207,6 +207,8 @@ class _HistogramWire(msgspec.Struct, array_like=True):
     negative: dict[int, int]
 
 
+_histogram_wire = msgspec.msgpack.Decoder(_HistogramWire)
+"""Made once, before there are threads: msgspec is not safe while it looks at a type for the first time."""
 _GAMMA = 1.01 / 0.99
 _LOG_GAMMA = math.log(_GAMMA)
 _TINY = 1e-9
@@ -292,7 +294,7 @@ class HistogramSketch:
     @classmethod
     def from_bytes(cls, data: bytes) -> HistogramSketch:
         try:
-            wire = msgspec.msgpack.decode(data, type=_HistogramWire)
+            wire = _histogram_wire.decode(data)
         except msgspec.MsgspecError as error:
             raise ValueError(f"not a histogram sketch: {len(data)} bytes; {error}") from None
         sketch = cls()

@@ -55,11 +55,12 @@ class EventStore(Protocol):
         """The current version, kept from vacuum while the context is open."""
         ...
 
-    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
+    def read(self, start: int, max_rows: int = 65_536, max_bytes: int = 64 << 20) -> tuple[list[EventBatch], int]:
         """The stored events from position ``start`` on in order of ``seq``, one batch a tenant, and where to go on.
 
         This is `log.LogReader.read` for positions that the log has trimmed: ``([], start)`` when ``start`` is not below
-        ``position``. Events that retention has dropped are not there.
+        ``position``. Events that retention has dropped are not there. Where to go on is nearer when more than about
+        ``max_bytes`` of rows lie in the window.
 
         :raises StorageError: when the events cannot be read.
         """

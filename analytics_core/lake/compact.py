@@ -7,7 +7,9 @@ gathered beside it. Memory is bounded: DuckDB sorts with a fixed budget and spil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Final
@@ -20,9 +22,11 @@ from analytics_core.lake.files import FILE_SCHEMA, ROW_GROUP, LakeFile
 
 SortError: Final = duckdb.Error
 """What `sorted_batches` raises when DuckDB cannot sort, for example because the spill space is full."""
+_LOOK_SECONDS: Final = 0.1
+"""How often a sort that is under way looks whether it is to stop."""
 _MEMORY: Final = "256MB"
 _RUN_BYTES: Final = 256 * MB
-"""The most that one merge reads (compressed): it bounds the spill space and how long a stop waits."""
+"""The most that one merge reads (compressed): it bounds the spill space."""
 
 
 def plan(files: Iterable[LakeFile], file_bytes: int) -> list[list[LakeFile]]:
@@ -53,15 +57,56 @@ def _tiers(files: list[LakeFile], file_bytes: int) -> Iterator[list[LakeFile]]:
         yield group
 
 
-def sorted_batches(root: Path, group: list[LakeFile], spool: Path) -> Iterator[pa.RecordBatch]:
-    """All rows of ``group`` by (user_id, timestamp, seq), events without a user last."""
+def sorted_batches(
+    root: Path, group: list[LakeFile], spool: Path, should_stop: Callable[[], bool]
+) -> Iterator[pa.RecordBatch]:
+    """All rows of ``group`` by (user_id, timestamp, seq), events without a user last.
+
+    :raises StoppedError: soon after ``should_stop`` has become true.
+    """
     config = {"threads": 1, "memory_limit": _MEMORY, "temp_directory": str(spool)}
-    with duckdb.connect(config=config) as connection:
+    with duckdb.connect(config=config) as connection, _interrupted(connection, should_stop):
         connection.execute("SET TimeZone = 'UTC'")
         merged = connection.sql(
             "SELECT * FROM read_parquet($files, hive_partitioning = false) ORDER BY user_id NULLS LAST, timestamp, seq",
             params={"files": [str(root / file.path) for file in group]},
         )
-        for batch in merged.to_arrow_reader(ROW_GROUP):
+        for batch in until(should_stop, merged.to_arrow_reader(ROW_GROUP)):
             columns = [batch.column(field.name).cast(field.type) for field in FILE_SCHEMA]
             yield pa.RecordBatch.from_arrays(columns, schema=FILE_SCHEMA)
+
+
+class StoppedError(Exception):
+    """A rewrite was told to stop. Nothing has changed."""
+
+
+def until(should_stop: Callable[[], bool], batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same batches. :raises StoppedError: before the next one once ``should_stop`` is true."""
+    for batch in batches:
+        if should_stop():
+            raise StoppedError
+        yield batch
+
+
+@contextmanager
+def _interrupted(connection: duckdb.DuckDBPyConnection, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Break off what ``connection`` is doing when ``should_stop`` becomes true: a sort gives nothing until it is done,
+    so nobody else would look. What fails then is a `StoppedError`."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if should_stop():
+                connection.interrupt()
+
+    watcher = threading.Thread(target=watch, name="compaction:stop", daemon=True)
+    watcher.start()
+    try:
+        yield
+    except (duckdb.Error, pa.ArrowException, OSError):
+        if should_stop():
+            raise StoppedError from None
+        raise
+    finally:
+        over.set()
+        watcher.join()

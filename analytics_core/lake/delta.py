@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -19,7 +19,7 @@ from analytics_core.config import MB
 from analytics_core.errors import RetentionHeldError, StorageError
 from analytics_core.events import EventBatch, micros
 from analytics_core.lake import RetentionPolicy, Snapshot, compact, retention
-from analytics_core.lake.files import LakeFile, TableVersion, needed, partitions, scan, write_files
+from analytics_core.lake.files import LakeFile, TableVersion, in_window, needed, partitions, scan, write_files
 from analytics_core.lake.log_order import read_window
 from analytics_core.lake.table import Table
 
@@ -44,6 +44,7 @@ class DeltaStore:
         self._spool = directory / "_spool"
         self._young = young_seconds
         self._file_bytes = file_bytes
+        self._closing = threading.Event()
         self._changing = threading.Lock()  # held while the table changes
         self._maintaining = threading.Lock()  # held by the one compaction, retention or vacuum; taken before the other
         self._leasing = threading.Lock()  # guards the leases
@@ -67,11 +68,13 @@ class DeltaStore:
         with self._held(lambda version: needed(version.files.get(tenant, ()), low, high)) as snapshot:
             yield snapshot
 
-    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
+    def read(self, start: int, max_rows: int = 65_536, max_bytes: int = 64 * MB) -> tuple[list[EventBatch], int]:
         """`EventStore.read`. The window is ``max_rows`` positions wide, so it may hold fewer events, or none."""
-        with self._held(TableVersion.all_files) as snapshot:
+        with self._held(lambda version: in_window(version.all_files(), start, start + max_rows)) as snapshot:
             end = min(start + max_rows, snapshot.position)
-            return (read_window(snapshot.files, start, end), end) if start < end else ([], start)
+            if start >= end:
+                return [], start
+            return read_window(snapshot.files, start, end, max_bytes, self._spool)
 
     @contextmanager
     def _held(self, choose: Callable[[TableVersion], Iterable[LakeFile]]) -> Iterator[Snapshot]:
@@ -126,11 +129,15 @@ class DeltaStore:
     def compact(self, should_stop: Callable[[], bool] = lambda: False) -> int:
         """`EventStore.compact`; see `analytics_core.lake.compact` for what is merged when."""
         removed = 0
-        with self._maintaining:
+
+        def stop() -> bool:
+            return self._closing.is_set() or should_stop()
+
+        with self._maintaining, suppress(compact.StoppedError):
             for group in compact.plan(self._table.current.all_files(), self._file_bytes):
-                if should_stop():
+                if stop():
                     break
-                rows = compact.sorted_batches(self._root, group, self._spool)
+                rows = compact.sorted_batches(self._root, group, self._spool, stop)
                 merged = self._rewrite(group[0], rows, ordered=True)
                 removed += len(group) if self._replace(merged, group, data_change=False) else 0
         return removed
@@ -138,28 +145,32 @@ class DeltaStore:
     def retain(self, policy: RetentionPolicy, now: datetime, *, confirmed: bool = False) -> int:
         """`EventStore.retain`; see `analytics_core.lake.retention` for the rules. A held tenant holds up no other."""
         dropped = 0
-        held: RetentionHeldError | None = None
-        with self._maintaining:
+        held: list[RetentionHeldError] = []
+        with self._maintaining, suppress(compact.StoppedError):
             version = self._table.current
             newest = max((file.last_received for file in version.all_files()), default=None)
             doubt = None if confirmed else self._clock.doubt(now, newest)
             for sweep in retention.plan(self._root, version, policy, now):
+                if self._closing.is_set():
+                    return dropped
                 if doubt:
-                    held = RetentionHeldError(sweep.tenant, sweep.share, f"{doubt}; confirm the run if it is right")
+                    reason = f"{doubt}; confirm the run if it is right"
+                    held.append(RetentionHeldError(sweep.tenant, sweep.share, reason))
                 elif sweep.excessive and not confirmed:
-                    held = RetentionHeldError(sweep.tenant, sweep.share, "confirm the run if that is meant")
+                    held.append(RetentionHeldError(sweep.tenant, sweep.share, "confirm the run if that is meant"))
                 else:
                     dropped += self._sweep(sweep)
             if not doubt:
                 self._believe(now)
         if held:
-            raise held
+            held[0].others = held[1:]
+            raise held[0]
         return dropped
 
     def _sweep(self, sweep: retention.Sweep) -> int:
         kept: list[LakeFile] = []
         for file in sweep.mixed:
-            rows = retention.kept_batches(self._root / file.path, sweep.cutoff)
+            rows = compact.until(self._closing.is_set, retention.kept_batches(self._root / file.path, sweep.cutoff))
             kept += self._rewrite(file, rows, ordered=file.ordered)
         return sweep.dropped if self._replace(kept, [*sweep.whole, *sweep.mixed], data_change=True) else 0
 
@@ -218,6 +229,7 @@ class DeltaStore:
         return {file.path for file in self._table.current.all_files()} | leased | self._replaced.keys()
 
     def close(self) -> None:
-        """Wait for the change under way. The store must not be used afterwards."""
+        """Break off compaction and retention, wait for the commit under way. The store must not be used afterwards."""
+        self._closing.set()
         with self._maintaining, self._changing:
             shutil.rmtree(self._spool, ignore_errors=True)

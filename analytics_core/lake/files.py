@@ -24,7 +24,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from msgspec import Struct
 
 from analytics_core.errors import StorageError
-from analytics_core.events import DAY, SCHEMA, micros, moment
+from analytics_core.events import DAY, SCHEMA, TENANT_PATTERN, micros, moment
 from analytics_core.lake.durable import sync_directory
 
 ROW_GROUP: Final = 122_880
@@ -39,8 +39,11 @@ TABLE_SCHEMA: Final = FILE_SCHEMA.append(pa.field("part", pa.string(), nullable=
 PARTITION_BY: Final = ("tenant", "part")
 
 _NEAR: Final = 7 * DAY
-_TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_TENANT: Final = re.compile(TENANT_PATTERN)
 _TIMES: Final = ("timestamp", "received_at")
+_RANGES: Final = (*_TIMES, "seq")
+"""The columns whose least and greatest value the Delta log has of each file."""
+_ANY: Final = (-(2**62), 2**62)
 _WRITING: Final = {
     "compression": "zstd",
     "store_schema": False,  # without it dictionary columns are read back as strings
@@ -62,6 +65,8 @@ class LakeFile(Struct, frozen=True):
     last_event: int
     first_received: int
     last_received: int
+    first_seq: int
+    last_seq: int
 
     @property
     def ordered(self) -> bool:
@@ -94,13 +99,14 @@ class TableVersion(Struct, frozen=True):
 
 def read_version(table: DeltaTable, position: int) -> TableVersion:
     """What the Delta log says of the table's files. A file without statistics is one that may hold anything."""
-    actions = pa.table(table.get_add_actions(flatten=True)).select(
-        ["path", "partition.tenant", "partition.part", "size_bytes", "num_records"]
-        + [f"{end}.{name}" for name in _TIMES for end in ("min", "max")]
-    )
-    columns = [column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in actions.columns]
+    actions = pa.table(table.get_add_actions(flatten=True))
+    names = ["path", "partition.tenant", "partition.part", "size_bytes", "num_records"]
+    names += [f"{end}.{name}" for name in _RANGES for end in ("min", "max")]
+    unknown = pa.nulls(actions.num_rows)
+    found = [actions.column(name) if name in actions.column_names else unknown for name in names]
+    columns = [column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column for column in found]
     files: dict[str, list[LakeFile]] = {}
-    always = (0, 0, -(2**62), 2**62, -(2**62), 2**62)
+    always = (0, 0, *_ANY, *_ANY, *_ANY)
     for path, tenant, part, *known in zip(*(column.to_pylist() for column in columns), strict=True):
         figures = [value if value is not None else always[i] for i, value in enumerate(known)]
         files.setdefault(tenant, []).append(LakeFile(path, tenant, part, *figures))
@@ -112,6 +118,11 @@ def needed(files: Iterable[LakeFile], start: int | None, end: int | None) -> lis
     low = -(2**62) if start is None else start
     high = 2**62 + 1 if end is None else end
     return [file for file in files if file.last_event >= low and file.first_event < high]
+
+
+def in_window(files: Iterable[LakeFile], start: int, end: int) -> list[LakeFile]:
+    """The files that may hold an event with ``start <= seq < end``."""
+    return [file for file in files if file.last_seq >= start and file.first_seq < end]
 
 
 def partitions(events: pa.Table) -> Iterator[tuple[str, str, pa.Table]]:
@@ -201,16 +212,17 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 def _described(metadata: pq.FileMetaData, tenant: str, part: str, name: str, size: int) -> LakeFile:
     ends: list[int] = []
-    for column in (FILE_SCHEMA.get_field_index(name) for name in _TIMES):
+    for column in (FILE_SCHEMA.get_field_index(name) for name in _RANGES):
         found = [metadata.row_group(i).column(column).statistics for i in range(metadata.num_row_groups)]
-        ends += [micros(min(s.min for s in found)), micros(max(s.max for s in found))]
+        least, greatest = min(s.min for s in found), max(s.max for s in found)
+        ends += [least, greatest] if isinstance(least, int) else [micros(least), micros(greatest)]
     return LakeFile(f"{tenant}/{part}/{name}", tenant, part, size, metadata.num_rows, *ends)
 
 
 def add_action(file: LakeFile, *, data_change: bool) -> AddAction:
-    """The file as an ``add`` of the Delta log, with the statistics that `needed` prunes by."""
-    lows = {"timestamp": _text(file.first_event), "received_at": _text(file.first_received)}
-    highs = {"timestamp": _text(file.last_event), "received_at": _text(file.last_received)}
+    """The file as an ``add`` of the Delta log, with the statistics that `needed` and `in_window` prune by."""
+    lows = {"timestamp": _text(file.first_event), "received_at": _text(file.first_received), "seq": file.first_seq}
+    highs = {"timestamp": _text(file.last_event), "received_at": _text(file.last_received), "seq": file.last_seq}
     counts = dict.fromkeys(lows, 0)
     stats = {"numRecords": file.rows, "minValues": lows, "maxValues": highs, "nullCount": counts}
     return AddAction(file.path, file.size, _values(file), _now(), data_change, json.dumps(stats))

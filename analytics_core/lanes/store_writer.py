@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -12,10 +12,11 @@ import pyarrow as pa
 import structlog
 
 from analytics_core.config import Storage
-from analytics_core.errors import StorageError
+from analytics_core.errors import LogCorruptionError, StorageError
 from analytics_core.events import SCHEMA
 from analytics_core.lake import EventStore, RetentionPolicy
 from analytics_core.lanes import LaneView
+from analytics_core.lanes.maintenance import Forget, HeldRetention, Maintenance
 from analytics_core.log import EventLog
 
 NAME: Final = "store-writer"
@@ -38,7 +39,11 @@ class StoreWriter:
     shown as ``retrying`` with its reason and tried again, after 0.5 s at first and 30 s at most: the log keeps every
     event until the lake has it. ``dedup_floor`` gives the lowest position that deduplication still needs.
 
-    Maintenance (`maintain`) runs on a second thread every ``maintenance_seconds``; ``now`` is its clock.
+    ``on_fatal`` is called once, from the lane's thread, with an error that no later try can mend: a damaged log. The
+    lane has ended then; the host must stop.
+
+    Maintenance (`maintain`) runs on a second thread every ``maintenance_seconds``; ``now`` is its clock. ``forget``
+    (`state.StateStore.forget`) is called once a day, after retention: what was found lasts as long as the events.
     """
 
     def __init__(
@@ -50,27 +55,31 @@ class StoreWriter:
         dedup_floor: Callable[[], int],
         policy: RetentionPolicy | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        forget: Forget | None = None,
+        on_fatal: Callable[[StorageError], None] | None = None,
     ) -> None:
         self._source = log
         self._store = store
         self._limits = storage
         self._dedup_floor = dedup_floor
-        self._policy = policy or RetentionPolicy(storage.retention_days)
-        self._now = now
+        self._maintenance = Maintenance(
+            store, storage.maintenance_seconds, policy or RetentionPolicy(storage.retention_days), now, forget
+        )
+        self._on_fatal = on_fatal
         self._state = "starting"
         self._reason = ""
-        self._upkeep_reason = ""
         self._events = 0
         self._row_bytes = _ROW_BYTES
         self._pending_since: float | None = None
         self._patience = storage.store_commit_seconds
         self._flush_to = 0
+        self._trimmed = 0
         self._stopping = threading.Event()
         self._wake = threading.Event()
         self._committed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._run, name=f"lane:{NAME}", daemon=True),
-            threading.Thread(target=self._run_upkeep, name=f"lane:{NAME}:maintenance", daemon=True),
+            threading.Thread(target=self._maintenance.run, name=f"lane:{NAME}:maintenance", daemon=True),
         ]
 
     def start(self) -> None:
@@ -93,6 +102,7 @@ class StoreWriter:
         """Commit what is durable, if that takes no more than seconds, and end. What is left stays in the log."""
         self._stopping.set()
         self._wake.set()
+        self._maintenance.stop()
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             if thread.ident is not None:
@@ -111,7 +121,7 @@ class StoreWriter:
     def view(self) -> LaneView:
         """``events`` counts from the start of this process."""
         position = self._store.position
-        reason = "; ".join(filter(None, (self._reason, self._upkeep_reason)))
+        reason = "; ".join(filter(None, (self._reason, self._maintenance.reason)))
         return LaneView(NAME, self._state, position, max(0, self._source.durable - position), self._events, reason)
 
     # --- the lane ----------------------------------------------------------------------------------------------------
@@ -122,6 +132,9 @@ class StoreWriter:
             try:
                 self._step()
                 failures = 0
+            except LogCorruptionError as error:
+                self._give_up(error)
+                return
             except Exception as error:  # whatever it is: a lane that dies in silence would fill the disk
                 failures += 1
                 self._failed(error, failures)
@@ -132,6 +145,7 @@ class StoreWriter:
         due = self._due()
         if due:
             self._commit()
+        self._trim()
         self._state, self._reason = "active", ""
         if not due:
             self._wake.wait(_PACE_SECONDS)
@@ -144,6 +158,12 @@ class StoreWriter:
         _log.error("store_writer_failed", reason=self._reason, retry_seconds=pause, position=self._store.position)
         self._forget()
         self._stopping.wait(pause)
+
+    def _give_up(self, error: LogCorruptionError) -> None:
+        self._state, self._reason = "failed", str(error)
+        _log.critical("store_writer_failed", reason=self._reason, position=self._store.position)
+        if self._on_fatal is not None:
+            self._on_fatal(error)
 
     def _due(self) -> bool:
         """By the number of waiting positions and the size of the last commit's rows: no event is read for this."""
@@ -170,12 +190,18 @@ class StoreWriter:
         self._forget()
         with self._committed:
             self._committed.notify_all()
-        self._source.trim(min(self._store.position, self._dedup_floor()))
+
+    def _trim(self) -> None:
+        """Also between commits: the ids of a segment may come to its file only after the last event was taken."""
+        below = min(self._store.position, self._dedup_floor())
+        if below > self._trimmed:
+            self._source.trim(below)
+            self._trimmed = below
 
     def _pending(self) -> tuple[pa.Table, int]:
         position, size, pieces = self._store.position, 0, [SCHEMA.empty_table()]
         while size < self._limits.store_commit_bytes:
-            batches, end = self._source.read(position, _ROWS)
+            batches, end = self._source.read(position, _ROWS, self._limits.store_commit_bytes - size)
             if end == position:
                 break
             position = end
@@ -202,30 +228,21 @@ class StoreWriter:
 
     # --- maintenance -------------------------------------------------------------------------------------------------
 
-    def _run_upkeep(self) -> None:
-        while not self._stopping.wait(self._limits.maintenance_seconds):
-            self.maintain()
+    @property
+    def held(self) -> Sequence[HeldRetention]:
+        """What the last retention run has held back, one for each tenant; empty when nothing waits for the operator."""
+        return self._maintenance.held
+
+    def confirm_retention(self) -> bool:
+        """Let the held retention go on, soon and on the maintenance thread; False when nothing is held.
+
+        The run drops whatever is past its policy by then, of all tenants.
+        """
+        return self._maintenance.confirm()
 
     def maintain(self, *, confirmed: bool = False) -> None:
-        """Compact, retain and vacuum once. ``confirmed``: the operator lets a held retention run go on.
+        """Compact, retain, forget and vacuum once. ``confirmed``: a held retention goes on.
 
         A part that fails is logged and shown as the lane's reason until it works again; the others run.
         """
-        parts: list[tuple[str, Callable[[], int]]] = [
-            ("compaction", lambda: self._store.compact(self._stopping.is_set)),
-            ("retention", lambda: self._store.retain(self._policy, self._now(), confirmed=confirmed)),
-            ("vacuum", self._store.vacuum),
-        ]
-        problems = []
-        for part, run in parts:
-            if self._stopping.is_set():
-                return
-            try:
-                count = run()
-            except Exception as error:  # maintenance must neither end nor stop the copying
-                _log.error("lake_maintenance_failed", part=part, reason=str(error))
-                problems.append(f"{part}: {error}")
-            else:
-                if count:
-                    _log.info("lake_maintained", part=part, count=count)
-        self._upkeep_reason = "; ".join(problems)
+        self._maintenance.once(confirmed=confirmed)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow as pa
 
 from analytics_core.events import EventBatch
+
+MAX_BYTES: Final = 64 << 20
+"""What one read gives at most, unless told otherwise."""
 
 
 class LogReader(Protocol):
@@ -28,11 +31,12 @@ class LogReader(Protocol):
         """One past the last durable position. What is at or beyond it does not exist for a reader."""
         ...
 
-    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
+    def read(self, start: int, max_rows: int = 65_536, max_bytes: int = MAX_BYTES) -> tuple[list[EventBatch], int]:
         """Durable batches from ``start`` on, and the position after them; ``([], start)`` when there is nothing new.
 
-        Each batch is of one tenant and one commit; a watermark is an empty batch of tenant ``""``. At least one batch
-        is given when there is one, whatever its size. ``start`` may fall inside a batch: its tail is given.
+        Each batch is of one tenant and one commit; a watermark is an empty batch of tenant ``""``. They are no more
+        than ``max_rows`` rows and about ``max_bytes`` together, but at least one batch is given when there is one,
+        whatever its size. ``start`` may fall inside a batch: its tail is given.
 
         :raises TrimmedError: when ``start`` is below ``first``.
         :raises LogCorruptionError: for a frame that fails its check.

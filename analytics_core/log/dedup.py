@@ -2,7 +2,8 @@
 
 A filter (`log.seen`) answers "certainly new" for almost every new id. What it cannot rule out is looked up exactly:
 among the pending ids (admitted, not yet durable), in memory for the segment being written, and in the sorted ``.ids``
-file beside each sealed segment, which a thread of its own writes when the log has gone on to the next.
+file of each sealed segment, which a thread of its own writes when the log has gone on to the next and which outlives
+the segment until the window has passed it.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Deduplicator:
     """The index over one log. Safe for use from any thread, in any order.
 
     Opening it reads the ids of the window back: from the ``.ids`` files, and from the frames of segments without one.
+    The files belong to it alone: it deletes those that the window has passed.
     """
 
     def __init__(self, log: SegmentedLog, window: int) -> None:
@@ -72,8 +74,9 @@ class Deduplicator:
 
     @property
     def floor(self) -> int:
-        """The log position from which on segments must be kept for the window."""
-        return self._index.floor
+        """The log position from which on segments are needed: the ids of those below are on disk in files."""
+        with self._lock:
+            return self._index.floor
 
     def hashes(self, tenant: str, ids: pa.Array) -> Hashes:
         """128-bit hashes of event ids (strings without nulls), shape ``(2, len(ids))``. Takes no lock."""

@@ -1,16 +1,19 @@
 """Which event ids of the window are durable: sorted runs of their hashes, segment by segment.
 
 The ids of the segment being written are in memory: a short unsorted tail and runs that a background thread merges. A
-sealed segment's run is in its ``.ids`` file, written by that thread, and mapped.
+sealed segment's run is in its ``.ids`` file, written by that thread, and mapped. Once that file is on disk the segment
+itself may be trimmed; the file stays until the window has passed it.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import structlog
 
-from analytics_core.errors import TrimmedError
 from analytics_core.events import EventBatch
 from analytics_core.log.ids import Hashes, IdHasher, IdRun, Mask, read_run, write_run
 from analytics_core.log.reading import IDS_SUFFIX, segment_path
@@ -26,6 +28,7 @@ from analytics_core.log.reading import IDS_SUFFIX, segment_path
 _TAIL: Final = 8192
 _READ_ROWS: Final = 1 << 16
 _MERGED_RUNS: Final = 8
+_RETRY_SECONDS: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
@@ -48,13 +51,17 @@ class SegmentedLog(Protocol):
 class _SegmentIds:
     """The ids of one log segment as sorted runs, without those still in the tail, while it is written.
 
-    ``batches`` are the first positions of those that the runs hold, until it is sealed.
+    ``batches`` are the first positions of those that the runs hold, until it is sealed. ``end`` is the position after a
+    sealed one, ``saved`` whether its file is on disk, ``retry_at`` when a file that failed is written again.
     """
 
-    __slots__ = ("batches", "count", "first", "merging", "runs")
+    __slots__ = ("batches", "count", "end", "first", "merging", "retry_at", "runs", "saved")
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, end: int = 0) -> None:
         self.first = first
+        self.end = end
+        self.saved = False
+        self.retry_at = inf
         self.runs: list[IdRun] = []
         self.count = 0
         self.merging = False
@@ -89,8 +96,15 @@ class IdIndex:
 
     @property
     def floor(self) -> int:
-        """The first log position of the oldest segment that is covered."""
-        return self._segments[0].first
+        """The first log position of the oldest segment whose ids are in no file: from there on the log is needed.
+
+        A file that could not be written is tried again when this is asked for, after some seconds.
+        """
+        unsaved = next(segment for segment in self._segments if not segment.saved)  # the newest always is
+        if time.monotonic() >= unsaved.retry_at:
+            unsaved.retry_at = inf
+            self._later(self._save, unsaved)
+        return unsaved.first
 
     def close(self) -> None:
         """Finish the files that are being written."""
@@ -137,7 +151,9 @@ class IdIndex:
             segment.count += size
             self.reached += size
         while len(self._segments) > 1 and self.reached - self._segments[0].count >= self._window:
-            self.reached -= self._segments.popleft().count
+            gone = self._segments.popleft()
+            self.reached -= gone.count
+            self._later(self._path(gone).unlink, True)
 
     def _flush(self) -> None:
         if self._tail_size:
@@ -151,7 +167,8 @@ class IdIndex:
             return
         for first in [first for first in self._log.segments if last < first <= first_seq]:
             self._flush()
-            self._later(self._seal, self._segments[-1], first)
+            self._segments[-1].end = first
+            self._later(self._seal, self._segments[-1])
             self._segments.append(_SegmentIds(first))
 
     def _later(self, job: Callable[..., None], *arguments: Any) -> None:
@@ -164,49 +181,68 @@ class IdIndex:
             segment.runs[: len(runs)] = [merged]
             segment.merging = False
 
-    def _seal(self, segment: _SegmentIds, end: int) -> None:
-        """Write the ids of a segment that the log has left, with those that nobody has reported yet."""
-        try:
-            missing = [first for first in self._log.batches(segment.first, end) if first not in segment.batches]
-            late = [self._read_hashes(first, first + 1) for first in missing]
-        except TrimmedError:
-            return
+    def _seal(self, segment: _SegmentIds) -> None:
+        """Sort the ids of a segment that the log has left, with those that nobody has reported yet, and save them."""
+        missing = [first for first in self._log.batches(segment.first, segment.end) if first not in segment.batches]
+        late = [self._read_hashes(first, first + 1) for first in missing]
         run = IdRun.merged([*segment.runs, *map(IdRun.of, late)])
-        run = self._written(run, segment.first, end)
         with self._lock:
             segment.runs = [run]
             segment.batches.clear()
+        self._save(segment)
 
-    def _written(self, run: IdRun, first: int, end: int) -> IdRun:
-        """The run as a mapped file; as it is when that cannot be: the next start makes the file from the segment."""
-        path = segment_path(self._log.directory, first)
+    def _save(self, segment: _SegmentIds) -> None:
+        """Put the run of a sealed segment into its file; until that works it stays in memory and pins the log."""
+        path = self._path(segment)
         try:
-            if path.exists():
-                return write_run(path.with_suffix(IDS_SUFFIX), run, first, end, self._hasher.fingerprint)
+            run = write_run(path, segment.runs[0], segment.first, segment.end, self._hasher.fingerprint)
         except OSError as error:
-            _log.warning("event ids stay in memory", segment=str(path), ids=len(run), error=str(error))
-        return run
+            _log.warning("event ids stay in memory", file=str(path), ids=len(segment.runs[0]), error=str(error))
+            segment.retry_at = time.monotonic() + _RETRY_SECONDS
+            return
+        with self._lock:
+            segment.runs = [run]
+            segment.saved = True
+
+    def _path(self, segment: _SegmentIds) -> Path:
+        return segment_path(self._log.directory, segment.first).with_suffix(IDS_SUFFIX)
+
+    # --- opening
 
     def _load(self, load: Callable[[Hashes], None]) -> None:
-        bounds = list(pairwise((*self._log.segments, self._log.durable)))
-        for first, end in reversed(bounds):
+        held, files = self._log.segments, _ids_files(self._log.directory)
+        trimmed = sorted(first for first in files if first < held[0])
+        for first, end in reversed(list(pairwise((*trimmed, *held, self._log.durable)))):
             if self.reached >= self._window:
                 break
-            segment = _SegmentIds(first)
-            path = segment_path(self._log.directory, first).with_suffix(IDS_SUFFIX)
-            stored = read_run(path, first, end, self._hasher.fingerprint) if self._segments else None
-            if stored is not None:
-                run, hashes = stored
-            else:
+            segment = _SegmentIds(first, end)
+            hashes = self._stored(segment) if self._segments else None
+            if hashes is None and first < held[0]:
+                _log.error("event ids lost: duplicates from before are taken as new", below=end, file=str(files[first]))
+                break
+            if hashes is None:
                 hashes = self._read_hashes(first, end)
-                run = self._written(IdRun.of(hashes), first, end) if self._segments else IdRun.of(hashes)
+                segment.runs.append(IdRun.of(hashes))
+                if self._segments:
+                    self._save(segment)
+                else:  # it goes on being written
+                    segment.batches.update(self._log.batches(first, end))
             load(hashes)
-            segment.runs.append(run)
-            segment.count = len(run)
-            if not self._segments:  # it goes on being written
-                segment.batches.update(self._log.batches(first, end))
+            segment.count = hashes.shape[1]
             self._segments.appendleft(segment)
             self.reached += segment.count
+        for first in files.keys() - {segment.first for segment in self._segments if segment.saved}:
+            files[first].unlink(missing_ok=True)
+
+    def _stored(self, segment: _SegmentIds) -> Hashes | None:
+        """The hashes in the file of a sealed segment, whose run then is that file; None unless it is whole."""
+        stored = read_run(self._path(segment), segment.first, segment.end, self._hasher.fingerprint)
+        if stored is None:
+            return None
+        run, hashes = stored
+        segment.runs.append(run)
+        segment.saved = True
+        return hashes
 
     def _read_hashes(self, first: int, end: int) -> Hashes:
         """The hashes of all events whose batch starts in ``[first, end)``, shape ``(2, n)``."""
@@ -222,6 +258,10 @@ class IdIndex:
         return np.hstack(found)
 
 
+def _ids_files(directory: Path) -> dict[int, Path]:
+    return {int(path.stem): path for path in directory.glob(f"*{IDS_SUFFIX}")}
+
+
 def _report(done: Future[None]) -> None:
     if (error := done.exception()) is not None:
-        _log.error("merging event ids failed", error=repr(error))
+        _log.error("keeping event ids failed", error=repr(error))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import struct
 from hashlib import blake2b, shake_128
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +41,7 @@ def read_secret(path: Path) -> bytes:
     if path.exists() and len(secret := path.read_bytes()) == SECRET_BYTES:
         return secret
     secret = os.urandom(SECRET_BYTES)
-    _replace(path, [secret], durable=True)
+    _replace(path, [secret])
     return secret
 
 
@@ -190,10 +189,14 @@ class IdRun:
 
 
 def write_run(path: Path, run: IdRun, first: int, end: int, fingerprint: bytes) -> IdRun:
-    """Write the ids of the sealed segment ``[first, end)``; the same run, mapped. It can always be rebuilt."""
+    """Write the ids of the sealed segment ``[first, end)``; the same run, mapped.
+
+    It is on disk afterwards: from then on the segment itself may go.
+    """
     parts = [np.ascontiguousarray(half).data.cast("B") for half in (run.high, run.low)] if len(run) else []
     body = b"".join(parts)
-    _replace(path, [_HEAD.pack(_MAGIC, google_crc32c.value(body), fingerprint, first, end, len(run)), body])
+    head = _HEAD.pack(_MAGIC, google_crc32c.value(body), fingerprint, first, end, len(run))
+    _replace(path, [head, body])
     return _mapped(path, len(run))
 
 
@@ -215,23 +218,21 @@ def read_run(path: Path, first: int, end: int, fingerprint: bytes) -> tuple[IdRu
 
 
 def _mapped(path: Path, count: int) -> IdRun:
-    with path.open("rb") as file:
-        data = mmap(file.fileno(), 0, access=ACCESS_READ)
+    with pa.memory_map(str(path)) as mapped:  # its buffers outlive it, its file descriptor does not
+        data = mapped.read_buffer()
     halves = np.frombuffer(data, np.uint64, 2 * count, _HEAD.size).reshape(2, count)
     return IdRun(halves[0], halves[1])
 
 
-def _replace(path: Path, parts: list[bytes], *, durable: bool = False) -> None:
+def _replace(path: Path, parts: list[bytes]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.writelines(parts)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
-    if durable:
-        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from analytics_core.errors import LogCorruptionError, StorageError, TrimmedError
 from analytics_core.events import EventBatch, moment
+from analytics_core.log import MAX_BYTES
 from analytics_core.log.frames import EVENTS, Header, Window
 
 SUFFIX: Final = ".seg"
@@ -71,21 +72,22 @@ class FrameReader:
         self._marks: dict[int, _Marks] = {}
         self._cursors: OrderedDict[int, tuple[int, int]] = OrderedDict()
 
-    def read(self, start: int, end: int, max_rows: int) -> tuple[list[EventBatch], int]:
+    def read(self, start: int, end: int, max_rows: int, max_bytes: int) -> tuple[list[EventBatch], int]:
         """`LogReader.read` for a log that is durable below ``end``."""
         batches: list[EventBatch] = []
-        position, rows, cursor = start, 0, None
+        position, rows, size, cursor = start, 0, 0, None
         for window, segment, offset, header in self._frames(start, end):
             if header.end <= start:
                 continue
             taken = header.end - max(header.first, start) if header.kind == EVENTS else 1
-            if batches and rows + taken > max_rows:
+            if batches and (rows + taken > max_rows or size + header.size > max_bytes):
                 break
             if problem := window.problem(offset, header):
                 raise LogCorruptionError(segment_path(self._directory, segment), offset, problem)
             batches.append(_batch(window, offset, header, start))
-            position, rows, cursor = header.end, rows + taken, (segment, offset + header.size)
-            if rows >= max_rows:
+            position, rows, size = header.end, rows + taken, size + header.size
+            cursor = (segment, offset + header.size)
+            if rows >= max_rows or size >= max_bytes:
                 break
         if cursor is not None:
             self._remember(position, cursor)
@@ -229,9 +231,9 @@ class SegmentReader:
     def durable(self) -> int:
         return self._position[0]
 
-    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
-        """See `LogReader.read`. A watermark counts as one row; more than ``max_rows`` only in a single batch."""
-        return self._frames.read(start, self.durable, max_rows)
+    def read(self, start: int, max_rows: int = 65_536, max_bytes: int = MAX_BYTES) -> tuple[list[EventBatch], int]:
+        """See `LogReader.read`. A watermark counts as one row, and bytes are those of the frames."""
+        return self._frames.read(start, self.durable, max_rows, max_bytes)
 
     def wait(self, position: int, timeout: float) -> int:
         deadline = time.monotonic() + timeout

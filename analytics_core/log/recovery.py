@@ -16,7 +16,7 @@ import structlog
 
 from analytics_core.errors import LogCorruptionError, LogLockedError
 from analytics_core.log.frames import ALIGNMENT, HEADER_BYTES, MAGIC, Disk, Window
-from analytics_core.log.reading import IDS_SUFFIX, SUFFIX, segment_firsts, segment_path
+from analytics_core.log.reading import IDS_SUFFIX, segment_firsts, segment_path
 
 _log = structlog.get_logger(__name__)
 
@@ -87,9 +87,8 @@ def recover(directory: Path, recorded: int, disk: Disk) -> Recovered:
     :raises LogCorruptionError: for a bad frame that is not a torn end.
     :raises OSError: when the end cannot be cut or the first segment cannot be made.
     """
-    for left in directory.glob(f"*{IDS_SUFFIX}*"):
-        if left.suffix != IDS_SUFFIX or not left.with_suffix(SUFFIX).exists():
-            left.unlink()
+    for left in directory.glob(f"*{IDS_SUFFIX}.tmp"):
+        left.unlink()
     firsts = segment_firsts(directory)
     if not firsts:
         os.close(disk.create(segment_path(directory, recorded)))

@@ -1,7 +1,7 @@
 """The embedded log: segment files in one directory, written by one process, read by any.
 
     <first position>.seg   frames (`log.frames`)
-    <first position>.ids   sorted id hashes of a sealed segment, written and read by `log.dedup`
+    <first position>.ids   sorted id hashes of a sealed segment, kept by `log.dedup` also when the segment is trimmed
     durable                one int64, mapped by readers: one past the last durable position
     lock                   held with flock by the owner, whose process id it names
 
@@ -28,6 +28,7 @@ import structlog
 
 from analytics_core.errors import LogCorruptionError, LogFullError, LogWriteError
 from analytics_core.events import EventBatch, micros
+from analytics_core.log import MAX_BYTES
 from analytics_core.log.frames import LOST, WATERMARK, Disk, events_frame, frame
 from analytics_core.log.reading import DURABLE, IDS_SUFFIX, FrameReader, SegmentReader, segment_path
 from analytics_core.log.recovery import make_directory, own, recover
@@ -36,6 +37,8 @@ __all__ = ["IDS_SUFFIX", "SegmentLog", "SegmentReader", "partition_directory"]
 
 _SHARE_OF_DISK: Final = 0.2
 _SPACE_SECONDS: Final = 0.5
+_FEWEST_SEGMENTS: Final = 4
+"""A full log of one segment could never be trimmed: the segment that is written stays."""
 _MOST_LOST: Final = 2**32 - 1
 _log = structlog.get_logger(__name__)
 
@@ -49,7 +52,8 @@ class SegmentLog:
     """The `EventLog` over ``directory``. Opening it recovers: a torn end is cut before any reader starts.
 
     ``append`` belongs to one thread; everything else is safe from any. Limits are bytes; ``log_max_bytes`` None takes
-    20 % of the disk. A watermark alone is written even when the limits are reached: 48 bytes that let lanes go on.
+    20 % of the disk. A segment ends at ``segment_bytes``, or earlier at a quarter of the log's limit. A watermark alone
+    is written even when the limits are reached: 48 bytes that let lanes go on.
 
     :raises LogLockedError: when another `SegmentLog` owns the directory.
     :raises LogCorruptionError: for a bad frame that is not a torn end.
@@ -90,11 +94,12 @@ class SegmentLog:
             try:
                 make_directory(directory, self._disk)
                 stack.callback(os.close, own(directory))
-                self._recover(stack)
                 limit = int(self._disk.space(directory)[1] * _SHARE_OF_DISK)
+                self._limit = limit if log_max_bytes is None else log_max_bytes
+                self._segment_bytes = min(segment_bytes, self._limit // _FEWEST_SEGMENTS)
+                self._recover(stack)
             except OSError as error:
                 raise LogWriteError(directory, error) from error
-            self._limit = limit if log_max_bytes is None else log_max_bytes
             self._stack = stack.pop_all()
 
     # --- reading
@@ -112,9 +117,9 @@ class SegmentLog:
         """The first position of each segment, ascending; the last one is still written."""
         return self._firsts
 
-    def read(self, start: int, max_rows: int = 65_536) -> tuple[list[EventBatch], int]:
-        """See `LogReader.read`. A watermark counts as one row; more than ``max_rows`` only in a single batch."""
-        return self._frames.read(start, self._durable, max_rows)
+    def read(self, start: int, max_rows: int = 65_536, max_bytes: int = MAX_BYTES) -> tuple[list[EventBatch], int]:
+        """See `LogReader.read`. A watermark counts as one row, and bytes are those of the frames."""
+        return self._frames.read(start, self._durable, max_rows, max_bytes)
 
     def batches(self, start: int, end: int) -> Iterator[int]:
         """The first position of each durable batch from ``start``, where one starts, up to ``end``.
@@ -160,16 +165,14 @@ class SegmentLog:
     def trim(self, below: int) -> int:
         """See `EventLog.trim`. The segment that is written is never deleted."""
         with self._trimming:
-            for segment, following in pairwise(self._firsts):
-                if following > below:
-                    break
-                path = segment_path(self.directory, segment)
-                path.unlink()
-                path.with_suffix(IDS_SUFFIX).unlink(missing_ok=True)
+            gone = [segment for segment, following in pairwise(self._firsts) if following <= below]
+            for segment in gone:
+                segment_path(self.directory, segment).unlink()
                 with self._writing:
                     self._firsts = self._firsts[1:]
                     self._bytes -= self._sealed.pop(segment)
-            self._disk.sync_directory(self.directory)
+            if gone:
+                self._disk.sync_directory(self.directory)
             return self._firsts[0]
 
     def close(self) -> None:

@@ -49,7 +49,7 @@ class Point(Struct, frozen=True, kw_only=True):
 
 class StateStore(Protocol):
     """Every backend keeps true: ``commit`` is one transaction; only the holder of the newest epoch of a lane can write;
-    a replayed commit changes nothing. Safe for use from any thread."""
+    a replayed commit changes nothing. Safe for use from any thread. Whoever has opened a backend closes it."""
 
     def claim(self, lane: str) -> Checkpoint:
         """Begin a new epoch of ``lane``, which ends all earlier ones, and give where it goes on."""
@@ -95,4 +95,11 @@ class StateStore(Protocol):
         """Read a small document (an analysis result, a plugin's state record), or write it when ``body`` is given."""
         ...
 
-    def close(self) -> None: ...
+    def forget(self, before: datetime | None, by_tenant: Mapping[str, datetime | None] = ...) -> int:
+        """Drop metric points whose window started, and which were last written, before that moment; insights, patterns
+        and documents last written before it; rows dropped.
+
+        ``by_tenant`` has the moments of tenants other than ``before``; None keeps all. The state of lanes stays, and so
+        do documents of the machinery itself, whose tenant is no tenant id (``""``, ``_system``).
+        """
+        ...

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from math import nan
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import msgspec
@@ -59,21 +60,19 @@ class SqliteState:
             )
         if found < tables.VERSION:
             with self._transaction("creating the tables") as connection:
-                for statement in tables.SCHEMA.split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {tables.VERSION}")
+                tables.create(connection, found, micros(datetime.now(UTC)))
 
     # --- lanes -------------------------------------------------------------------------------------------------------
 
     def claim(self, lane: str) -> Checkpoint:
         with self._transaction("claiming a lane") as connection:
-            epoch, position, events, version, chunks = connection.execute(
-                "INSERT INTO cursors VALUES (?, 1, 0, 0, 1, NULL) ON CONFLICT (lane) DO UPDATE SET epoch = epoch + 1 "
-                "RETURNING epoch, position, events, state_version, chunks",
+            epoch, position, events, version, chunks, order = connection.execute(
+                "INSERT INTO cursors VALUES (?, 1, 0, 0, 1, NULL, NULL) "
+                "ON CONFLICT (lane) DO UPDATE SET epoch = epoch + 1 "
+                "RETURNING epoch, position, events, state_version, chunks, chunk_order",
                 (lane,),
             ).fetchone()
-            rows = connection.execute("SELECT body FROM state WHERE lane = ? ORDER BY chunk", (lane,)).fetchall()
-        state = None if chunks is None else b"".join(body for (body,) in rows)
+            state = None if chunks is None else tables.read_state(connection, lane, chunks, order)
         return Checkpoint(lane=lane, epoch=epoch, position=position, state=state, state_version=version, events=events)
 
     def commit(self, checkpoint: Checkpoint, outputs: Sequence[Outputs] = (), messages: Sequence[Message] = ()) -> int:
@@ -84,13 +83,22 @@ class SqliteState:
             if checkpoint.state is not None:
                 tables.put_state(connection, lane, checkpoint.state, checkpoint.state_version)
             for found in outputs:
-                tables.put_points(connection, lane, found)
+                tables.put_points(connection, lane, found, now)
                 tables.put_records(connection, lane, found.tenant, "pattern", found.patterns, now)
                 tables.put_records(connection, lane, found.tenant, "insight", found.insights, now)
             if messages:
                 tables.put_messages(connection, messages, now)
             last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'").fetchone()
         return int(last[0]) if last else 0
+
+    def forget(self, before: datetime | None, by_tenant: Mapping[str, datetime | None] = MappingProxyType({})) -> int:
+        """`StateStore.forget`."""
+        with self._transaction("forgetting") as connection:
+            return tables.forget(
+                connection,
+                None if before is None else micros(before),
+                {tenant: None if at is None else micros(at) for tenant, at in by_tenant.items()},
+            )
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

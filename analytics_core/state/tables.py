@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from array import array
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -13,16 +14,15 @@ from analytics_core.errors import FencedError
 from analytics_core.events import micros
 from analytics_core.records import Insight, Pattern
 from analytics_core.state import Checkpoint, Message, Outputs
+from analytics_core.state.chunks import cut
 
-CHUNK_BYTES: Final = 256 << 10
-"""State is kept in pieces of this size, of which a commit writes only those that changed."""
 OUTBOX_SECONDS: Final = 3600
 OUTBOX_MESSAGES: Final = 100_000
-VERSION: Final = 1
+VERSION: Final = 2
 SCHEMA: Final = """
 CREATE TABLE cursors (
     lane TEXT PRIMARY KEY, epoch INTEGER NOT NULL, position INTEGER NOT NULL, events INTEGER NOT NULL,
-    state_version INTEGER NOT NULL, chunks INTEGER
+    state_version INTEGER NOT NULL, chunks INTEGER, chunk_order BLOB
 ) STRICT;
 CREATE TABLE state (
     lane TEXT NOT NULL, chunk INTEGER NOT NULL, digest BLOB NOT NULL, body BLOB NOT NULL, UNIQUE (lane, chunk)
@@ -30,6 +30,7 @@ CREATE TABLE state (
 CREATE TABLE points (
     tenant TEXT NOT NULL, name TEXT NOT NULL, start INTEGER NOT NULL, lane TEXT NOT NULL, seconds INTEGER NOT NULL,
     labels TEXT NOT NULL, kind TEXT NOT NULL, value REAL, sketch BLOB, unit TEXT NOT NULL,
+    updated_at INTEGER NOT NULL,
     UNIQUE (tenant, name, start, lane, seconds, labels)
 ) STRICT;
 CREATE TABLE catalogue (
@@ -51,6 +52,19 @@ CREATE TABLE documents (
     UNIQUE (tenant, kind, key)
 ) STRICT;
 """
+UPGRADES: Final = {
+    1: "ALTER TABLE cursors ADD COLUMN chunk_order BLOB;\n"
+    "ALTER TABLE points ADD COLUMN updated_at INTEGER NOT NULL DEFAULT {now};\n",
+}
+"""What makes the tables of one version those of the next. ``now``: microseconds since 1970 UTC."""
+
+
+def create(connection: sqlite3.Connection, found: int, now: int) -> None:
+    """Make the tables, or bring those of version ``found`` up to date."""
+    steps = [UPGRADES[version].format(now=now) for version in range(found, VERSION)] if found else [SCHEMA]
+    for statement in "".join(steps).split(";\n"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def fence(connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
@@ -64,24 +78,38 @@ def fence(connection: sqlite3.Connection, checkpoint: Checkpoint) -> None:
 
 
 def put_state(connection: sqlite3.Connection, lane: str, state: bytes, version: int) -> None:
-    view = memoryview(state)
-    chunks = [view[at : at + CHUNK_BYTES] for at in range(0, len(view), CHUNK_BYTES)]
-    stored = dict(connection.execute("SELECT chunk, digest FROM state WHERE lane = ?", (lane,)))
+    """Write the pieces that are not there yet. ``chunk_order`` names them all in order, each an int64."""
+    chunks = cut(state)
     digests = [blake2b(chunk, digest_size=16).digest() for chunk in chunks]
-    connection.executemany(
-        "INSERT INTO state VALUES (?, ?, ?, ?) "
-        "ON CONFLICT (lane, chunk) DO UPDATE SET digest = excluded.digest, body = excluded.body",
-        ((lane, i, d, chunks[i]) for i, d in enumerate(digests) if stored.get(i) != d),
+    stored = connection.execute("SELECT digest, chunk FROM state WHERE lane = ?", (lane,)).fetchall()
+    known: dict[bytes, int] = dict(stored)
+    free = max((number for _, number in stored), default=-1) + 1
+    fresh: list[tuple[str, int, bytes, memoryview]] = []
+    for digest, chunk in zip(digests, chunks, strict=True):
+        if digest not in known:
+            known[digest] = free + len(fresh)
+            fresh.append((lane, known[digest], digest, chunk))
+    order = array("q", (known[digest] for digest in digests))
+    connection.executemany("INSERT INTO state VALUES (?, ?, ?, ?)", fresh)
+    gone = {number for _, number in stored} - set(order)
+    connection.executemany("DELETE FROM state WHERE lane = ? AND chunk = ?", ((lane, number) for number in gone))
+    connection.execute(
+        "UPDATE cursors SET state_version = ?, chunks = ?, chunk_order = ? WHERE lane = ?",
+        (version, len(chunks), order.tobytes(), lane),
     )
-    connection.execute("DELETE FROM state WHERE lane = ? AND chunk >= ?", (lane, len(chunks)))
-    connection.execute("UPDATE cursors SET state_version = ?, chunks = ? WHERE lane = ?", (version, len(chunks), lane))
 
 
-def put_points(connection: sqlite3.Connection, lane: str, found: Outputs) -> None:
+def read_state(connection: sqlite3.Connection, lane: str, chunks: int, order: bytes | None) -> bytes:
+    """What `put_state` wrote; without ``order`` (version 1) the pieces are numbered in order."""
+    bodies = dict(connection.execute("SELECT chunk, body FROM state WHERE lane = ?", (lane,)))
+    return b"".join(bodies[number] for number in (range(chunks) if order is None else array("q", order)))
+
+
+def put_points(connection: sqlite3.Connection, lane: str, found: Outputs, now: int) -> None:
     tenant = found.tenant
     connection.executemany(
-        "INSERT INTO points VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-        "kind = excluded.kind, value = excluded.value, sketch = excluded.sketch, unit = excluded.unit",
+        "INSERT INTO points VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET kind = excluded.kind, "
+        "value = excluded.value, sketch = excluded.sketch, unit = excluded.unit, updated_at = excluded.updated_at",
         (
             (
                 tenant,
@@ -94,6 +122,7 @@ def put_points(connection: sqlite3.Connection, lane: str, found: Outputs) -> Non
                 metric.value,
                 metric.sketch,
                 metric.unit,
+                now,
             )
             for metric in found.metrics
         ),
@@ -132,3 +161,27 @@ def put_messages(connection: sqlite3.Connection, messages: Sequence[Message], no
     )
     connection.execute("DELETE FROM outbox WHERE created_at < ?", (now - OUTBOX_SECONDS * 1_000_000,))
     connection.execute("DELETE FROM outbox WHERE seq <= (SELECT max(seq) FROM outbox) - ?", (OUTBOX_MESSAGES,))
+
+
+def forget(connection: sqlite3.Connection, default: int | None, by_tenant: Mapping[str, int | None]) -> int:
+    """`StateStore.forget`, in microseconds. Point by point through their index: a scan would hold up the lanes."""
+    rows = 0
+    for tenant, name in connection.execute("SELECT DISTINCT tenant, name FROM catalogue").fetchall():
+        if (before := by_tenant.get(tenant, default)) is not None:
+            rows += connection.execute(
+                "DELETE FROM points WHERE tenant = ?1 AND name = ?2 AND start < ?3 AND updated_at < ?3",
+                (tenant, name, before),
+            ).rowcount
+    for table in ("records", "documents"):
+        found = connection.execute(f"SELECT DISTINCT tenant FROM {table} WHERE tenant GLOB '[a-z0-9]*'").fetchall()
+        for (tenant,) in found:
+            if (before := by_tenant.get(tenant, default)) is not None:
+                rows += connection.execute(
+                    f"DELETE FROM {table} WHERE tenant = ? AND updated_at < ?", (tenant, before)
+                ).rowcount
+    if rows:
+        connection.execute(
+            "DELETE FROM catalogue WHERE NOT EXISTS (SELECT 1 FROM points WHERE points.tenant = catalogue.tenant "
+            "AND points.name = catalogue.name AND points.lane = catalogue.lane AND points.kind = catalogue.kind)"
+        )
+    return rows
