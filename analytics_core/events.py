@@ -10,7 +10,8 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -230,7 +231,7 @@ def extract_property(column: pa.Array, name: str, kind: type) -> pa.Array:
     holding = column if len(at) == len(column) else column.take(pa.array(at))
     values = None if path else _decode_typed(holding, head, kind, arrow)
     if values is None:
-        found = _decode_all(holding, _holder(head, Any))
+        found = _decode_all(holding, _holders(head, Any))
         values = pa.array([_typed(_walk(one.value, path), kind, accepted) for one in found], arrow)
     if len(at) == len(column):
         return values
@@ -251,14 +252,25 @@ def _may_name(column: pa.Array, key: str) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _holder(key: str, kind: Any) -> Any:
-    return msgspec.defstruct("Holder", [("value", kind, UNSET)], rename={"value": key}, gc=False)
+class _Holders(NamedTuple):
+    """Decoders of objects of which one key is wanted, as ``.value``, for many in an array and for one."""
+
+    many: msgspec.json.Decoder[list[Any]]
+    one: msgspec.json.Decoder[Any]
+    absent: Any
 
 
-def _decode_typed(column: pa.Array, key: str, kind: type, arrow: pa.DataType) -> pa.Array | None:
+@lru_cache(256)
+def _holders(key: str, kind: Any) -> _Holders:
+    """Made whole before any thread can share it: a Struct type must not be inspected by two threads at once."""
+    holder = msgspec.defstruct("Holder", [("value", kind, UNSET)], rename={"value": key}, gc=False)
+    return _Holders(msgspec.json.Decoder(list[holder]), msgspec.json.Decoder(holder), holder())  # type: ignore[valid-type]
+
+
+def _decode_typed(column: pa.Array, key: str, kind: Any, arrow: pa.DataType) -> pa.Array | None:
     """The usual case in one step: every value is absent, null or of the wanted type. None when one is not."""
     try:
-        found = msgspec.json.decode(_joined(column), type=list[_holder(key, kind | UnsetType | None)])  # type: ignore[misc]
+        found = _holders(key, kind | UnsetType | None).many.decode(_joined(column))
         return pa.array([None if one.value is UNSET else one.value for one in found], arrow)
     except (msgspec.MsgspecError, RecursionError, OverflowError):
         return None
@@ -283,11 +295,11 @@ def _walk(value: Any, path: list[str]) -> Any:
     return None if value is UNSET else value
 
 
-def _decode_all(column: pa.Array, holder: Any) -> list[Any]:
+def _decode_all(column: pa.Array, holders: _Holders) -> list[Any]:
     try:
-        return msgspec.json.decode(_joined(column), type=list[holder])
+        return holders.many.decode(_joined(column))
     except (msgspec.MsgspecError, RecursionError):  # one value that JSON allows and Python cannot hold, such as 1e999
-        return [_decode_one(text, holder) for text in column.to_pylist()]
+        return [_decode_one(text, holders) for text in column.to_pylist()]
 
 
 def _joined(column: pa.Array) -> bytes:
@@ -310,11 +322,11 @@ def _whole(digits: str) -> int | float:
     return int(digits) if len(digits) < _MOST_DIGITS else float(digits)
 
 
-def _decode_one(text: str, holder: Any) -> Any:
+def _decode_one(text: str, holders: _Holders) -> Any:
     try:
-        return msgspec.json.decode(text, type=holder)
+        return holders.one.decode(text)
     except (msgspec.MsgspecError, RecursionError):
-        return holder()
+        return holders.absent
 
 
 # --- wire -> columns -------------------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ PARTS: dict[str, tuple[str, Callable[[bool], Any]]] = {
     ),
     "ingest": (
         "burst: durable events/s at batch 1, 10, 100, 1000",
-        lambda quick: measures.ingest(3 if quick else 20, 1 if quick else 3),
+        lambda quick: measures.ingest(3 if quick else 10, 1 if quick else 3),
     ),
     "sustained": (
         "the rate at which no lane falls behind",
-        lambda quick: measures.sustained(10 if quick else 60),
+        lambda quick: measures.sustained(10 if quick else 45),
     ),
     "push": ("POST to the socket client's metric", lambda quick: measures.push(30 if quick else 300)),
     "kills": ("kill -9 under load", lambda quick: measures.kills(5 if quick else 50)),
