@@ -26,7 +26,7 @@ from analytics_core.errors import BodyTooLargeError, OverloadedError, ParameterE
 from analytics_core.events import Event, EventBatch, clock_skew, micros
 from analytics_core.intake.committer import Committer
 from analytics_core.intake.decode import Decoded, decode, inflate, recheck
-from analytics_core.intake.group import Group, Ids, Submission
+from analytics_core.intake.group import Group, Ids, Submission, Way
 from analytics_core.log import EventLog
 from analytics_core.log.dedup import Deduplicator
 from analytics_core.records import Outcome
@@ -60,10 +60,9 @@ class Intake:
     ) -> None:
         self.settings = settings
         self._log = log
-        self._dedup = dedup
-        self._enricher = enricher
         self._clock = clock
         self._committer = Committer(log, clock)
+        self._way = Way(dedup, enricher, self._committer)
         self._ids = Ids()
         self._inflaters = ThreadPoolExecutor(2, thread_name_prefix="inflate")
         self._open: dict[tuple[str, str], deque[Submission]] = {}
@@ -187,7 +186,7 @@ class Intake:
             del self._open[key]
         group = Group(submissions, *key, self.settings.max_event_bytes, self._ids)
         self._under_way[key] += 1
-        task = asyncio.ensure_future(group.run(self._dedup, self._enricher, self._committer))
+        task = asyncio.ensure_future(group.run(self._way))
         self._tasks.add(task)
         task.add_done_callback(partial(self._group_done, key, group))
 

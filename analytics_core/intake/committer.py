@@ -13,7 +13,7 @@ import pyarrow as pa
 import structlog
 
 from analytics_core.errors import AnalyticsError, LogWriteError
-from analytics_core.log import EventLog
+from analytics_core.log import EventLog, Prepared
 
 _log = structlog.get_logger("intake")
 IDLE_SECONDS = 1.0
@@ -28,7 +28,7 @@ class Committer:
     def __init__(self, log: EventLog, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._log = log
         self._clock = clock
-        self._waiting: queue.SimpleQueue[tuple[pa.RecordBatch, Future[int]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Prepared, Future[int]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self.commit_seconds = 0.0
         """How long the last group's write and fdatasync took."""
@@ -42,9 +42,12 @@ class Committer:
         self._thread.join()
 
     def submit(self, batch: pa.RecordBatch) -> Future[int]:
-        """Queue an `UNPLACED_SCHEMA` batch; the future gives its first ``seq`` once durable, or the log's error."""
+        """Queue an `UNPLACED_SCHEMA` batch; the future gives its first ``seq`` once durable, or the log's error.
+
+        It is prepared here, so that the committer has little to ask of the interpreter between two writes.
+        """
         future: Future[int] = Future()
-        self._waiting.put((batch, future))
+        self._waiting.put((self._log.prepare(batch), future))
         return future
 
     def _run(self) -> None:
@@ -57,7 +60,7 @@ class Committer:
             if last:
                 return
 
-    def _next_group(self) -> tuple[list[tuple[pa.RecordBatch, Future[int]]], bool]:
+    def _next_group(self) -> tuple[list[tuple[Prepared, Future[int]]], bool]:
         """All that is waiting, or nothing after a quiet second; and whether this is the end."""
         group = []
         try:
@@ -69,7 +72,7 @@ class Committer:
             return group, False
         return group, True
 
-    def _commit(self, group: Sequence[tuple[pa.RecordBatch, Future[int]]]) -> None:
+    def _commit(self, group: Sequence[tuple[Prepared, Future[int]]]) -> None:
         started = time.perf_counter()
         try:
             positions = self._log.append([batch for batch, _ in group], self._clock())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -99,6 +99,27 @@ class Ids:
         return [block[at : at + 32] for at in range(0, 32 * count, 32)]
 
 
+class Rows(NamedTuple):
+    """Events as columns, which rows of the group they are, and which submission each belongs to, all in one order."""
+
+    batch: pa.RecordBatch
+    row: npt.NDArray[np.int64]
+    owner: npt.NDArray[np.int64]
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
+        if mask.all():
+            return self
+        return Rows(self.batch.filter(pa.array(mask)), self.row[mask], self.owner[mask])
+
+
+class Way(NamedTuple):
+    """What a group passes on its way to the log."""
+
+    dedup: Deduplicator
+    enricher: Enricher
+    committer: Committer
+
+
 class Group:
     """`run` checks the rows, drops duplicates, enriches, commits, and settles every submission whatever happens."""
 
@@ -113,8 +134,8 @@ class Group:
         self.clamped = 0
         """How many events said to be from the far future."""
 
-    def _checked(self) -> tuple[pa.RecordBatch, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The good rows as columns, which rows of the group they are, and whose."""
+    def _checked(self) -> Rows:
+        """The good rows; the others are told to their submissions."""
         counts = [len(s.decoded.events) for s in self._submissions]
         self._starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
         owner = np.repeat(np.arange(len(counts)), counts)
@@ -138,7 +159,12 @@ class Group:
             source=self._source,
         )
         check_words(batch, errors)
-        return self._without(errors, batch, owner)
+        rows = Rows(batch, np.arange(len(owner)), owner)
+        for row, (field, message) in errors.items():
+            self._reject(row, owner[row], field, message)
+        good = np.ones(len(owner), np.bool_)
+        good[list(errors)] = False
+        return rows.where(good)
 
     def _event_ids(self, given: Sequence[str | None], owner: npt.NDArray[np.int64]) -> Sequence[str | None]:
         if all(given):
@@ -154,26 +180,14 @@ class Group:
             filled[row] = f"{key}:{submission.decoded.index[local]}" if key else made
         return filled
 
-    def _without(
-        self, errors: dict[int, tuple[str, str]], batch: pa.RecordBatch, owner: npt.NDArray[np.int64]
-    ) -> tuple[pa.RecordBatch, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        rows = np.arange(len(owner))
-        if not errors:
-            return batch, rows, owner
-        for row, (field, message) in errors.items():
-            self._reject(row, owner[row], field, message)
-        good = np.ones(len(owner), np.bool_)
-        good[list(errors)] = False
-        return batch.filter(pa.array(good)), rows[good], owner[good]
-
     def _reject(self, row: int, owner: int, field: str, message: str) -> None:
         self._submissions[owner].reject(int(row - self._starts[owner]), field, message)
 
-    async def run(self, dedup: Deduplicator, enricher: Enricher, committer: Committer) -> None:
+    async def run(self, way: Way) -> None:
         """Settle every submission: with its counts, or with the error that kept its rows out of the log."""
         failure: Exception | None = None
         try:
-            await self._store(*self._checked(), dedup, enricher, committer)
+            await self._store(self._checked(), way)
         except AnalyticsError as error:
             failure = error
         except Exception as error:
@@ -187,85 +201,61 @@ class Group:
             else:
                 submission.settled.set_exception(failure)
 
-    async def _store(
-        self,
-        batch: pa.RecordBatch,
-        rows: npt.NDArray[np.int64],
-        owner: npt.NDArray[np.int64],
-        dedup: Deduplicator,
-        enricher: Enricher,
-        committer: Committer,
-    ) -> None:
+    async def _store(self, rows: Rows, way: Way) -> None:
         """Commit the rows that are new. Rows whose id is still on its way with another group wait for its outcome and
         are then looked at again: stored means duplicate, failed means new."""
-        if not batch.num_rows:
+        if not len(rows.row):
             return
-        admission = dedup.admit(dedup.hashes(self._tenant, batch.column("event_id")))
-        new = admission.new
+        admission = way.dedup.admit(way.dedup.hashes(self._tenant, rows.batch.column("event_id")))
         if admission.pending is not None:
-            fresh = batch if new.all() else batch.filter(pa.array(new))
-            await self._commit(fresh, rows[new], owner[new], admission.pending, dedup, enricher, committer)
-        if new.all():
+            await self._commit(rows.where(admission.new), admission.pending, way)
+        if admission.new.all():
             return
+        others = rows.where(~admission.new)
         if admission.waits:
-            await asyncio.gather(
-                *(asyncio.wrap_future(pending.future) for pending in admission.waits), return_exceptions=True
-            )
-            rest = batch.filter(pa.array(~new))
-            await self._store(rest, rows[~new], owner[~new], dedup, enricher, committer)
-            return
-        self._count(owner[~new], "duplicates")
+            outcomes = (asyncio.wrap_future(pending.future) for pending in admission.waits)
+            await asyncio.gather(*outcomes, return_exceptions=True)
+            await self._store(others, way)
+        else:
+            self._count(others.owner, "duplicates")
 
-    async def _commit(
-        self,
-        batch: pa.RecordBatch,
-        rows: npt.NDArray[np.int64],
-        owner: npt.NDArray[np.int64],
-        pending: Pending,
-        dedup: Deduplicator,
-        enricher: Enricher,
-        committer: Committer,
-    ) -> None:
+    async def _commit(self, rows: Rows, pending: Pending, way: Way) -> None:
         try:
-            if enricher.enriches():
-                kept = await self._enrich(batch, rows, owner, enricher)
-                if kept[0].num_rows < batch.num_rows:
-                    pending = self._readmit(kept[0], pending, dedup)
-                batch, rows, owner = kept
-            if not batch.num_rows:
+            if way.enricher.enriches():
+                rows, pending = await self._enrich(rows, pending, way)
+            if not len(rows.row):
                 return
-            first = await asyncio.wrap_future(committer.submit(batch))
+            first = await asyncio.wrap_future(way.committer.submit(rows.batch))
         except BaseException as error:
             if not pending.future.done():
-                dedup.fail(pending, error)
+                way.dedup.fail(pending, error)
             raise
-        dedup.commit(pending, first)
-        self._count(owner, "accepted")
-        present = np.unique(owner)
-        for index, last in zip(present, np.searchsorted(owner, present, side="right") - 1, strict=True):
+        way.dedup.commit(pending, first)
+        self._count(rows.owner, "accepted")
+        present = np.unique(rows.owner)
+        for index, last in zip(present, np.searchsorted(rows.owner, present, side="right") - 1, strict=True):
             self._submissions[index].seq = first + int(last)
 
-    def _readmit(self, kept: pa.RecordBatch, pending: Pending, dedup: Deduplicator) -> Pending:
-        """What was dropped is not in the log, so its ids are to be new again. Nobody else can come in between: who
-        waits for ``pending`` runs in a later turn of the loop."""
-        dedup.fail(pending, LogWriteError("the log", ValueError("dropped by an enrich plugin")))
-        if not kept.num_rows:
-            return pending
-        again = dedup.admit(dedup.hashes(self._tenant, kept.column("event_id")))
-        assert again.pending is not None
-        return again.pending
+    async def _enrich(self, rows: Rows, pending: Pending, way: Way) -> tuple[Rows, Pending]:
+        """The rows as the enrich plugins leave them, without those that they drop; and what is pending now.
 
-    async def _enrich(
-        self, batch: pa.RecordBatch, rows: npt.NDArray[np.int64], owner: npt.NDArray[np.int64], enricher: Enricher
-    ) -> tuple[pa.RecordBatch, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        What was dropped will not be in the log, so its ids are made new again. Nobody else can come in between: who
+        waits for ``pending`` runs in a later turn of the loop.
+        """
         now = moment(self._submissions[0].received_at)
-        enriched, dropped = await enricher.enrich(EventBatch(placed(batch, 0), self._tenant, now))
-        batch = enriched.record_batch.select(UNPLACED_SCHEMA.names).cast(UNPLACED_SCHEMA)
+        enriched, dropped = await way.enricher.enrich(EventBatch(placed(rows.batch, 0), self._tenant, now))
+        rows = rows._replace(batch=enriched.record_batch.select(UNPLACED_SCHEMA.names).cast(UNPLACED_SCHEMA))
         if dropped is None or not dropped.any():
-            return batch, rows, owner
-        for row, index in zip(rows[dropped].tolist(), owner[dropped].tolist(), strict=True):
-            self._reject(row, index, "event", "dropped by an enrich plugin")
-        return batch.filter(pa.array(~dropped)), rows[~dropped], owner[~dropped]
+            return rows, pending
+        for row, owner in zip(rows.row[dropped].tolist(), rows.owner[dropped].tolist(), strict=True):
+            self._reject(row, owner, "event", "dropped by an enrich plugin")
+        kept = rows.where(~dropped)
+        way.dedup.fail(pending, LogWriteError("the log", ValueError("dropped by an enrich plugin")))
+        if len(kept.row):
+            again = way.dedup.admit(way.dedup.hashes(self._tenant, kept.batch.column("event_id")))
+            assert again.pending is not None
+            pending = again.pending
+        return kept, pending
 
     def _count(self, owner: npt.NDArray[np.int64], what: Literal["accepted", "duplicates"]) -> None:
         for submission, count in zip(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -48,6 +48,14 @@ class LogReader(Protocol):
         ...
 
 
+class Prepared(NamedTuple):
+    """A batch as its log will keep it, but for its position. ``check`` is a checksum of ``data``."""
+
+    rows: int
+    data: pa.Buffer
+    check: int
+
+
 class EventLog(LogReader, Protocol):
     """The writing side, owned by one thread of one process.
 
@@ -55,7 +63,14 @@ class EventLog(LogReader, Protocol):
     is gone; readers never see part of a batch.
     """
 
-    def append(self, batches: Sequence[pa.RecordBatch], watermark: datetime) -> list[int]:
+    def prepare(self, batch: pa.RecordBatch) -> Prepared:
+        """The part of `append` that needs no position, for any thread: it spares the one that writes.
+
+        :raises ValueError: for a batch of several tenants.
+        """
+        ...
+
+    def append(self, batches: Sequence[pa.RecordBatch | Prepared], watermark: datetime) -> list[int]:
         """Make `UNPLACED_SCHEMA` batches durable together, one fdatasync for all; the first ``seq`` of each.
 
         With no batches only the watermark is written.

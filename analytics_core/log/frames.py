@@ -1,9 +1,9 @@
 """The file format of the log: frames, how they are checked, and the few disk operations that write them.
 
 A segment is a run of frames, each a multiple of eight bytes: a 48-byte header, then an Arrow IPC stream of one
-`events.SCHEMA` batch. Arrow IPC alone reads a zeroed tail as valid rows, therefore the two checksums (CRC32C,
-RFC 3720 appendix B.4): one over the header, so that a torn body still says where the next frame would begin, and one
-over the body with its padding.
+`events.UNPLACED_SCHEMA` batch, whose positions follow from the header. Arrow IPC alone reads a zeroed tail as valid
+rows, therefore the two checksums (CRC32C, RFC 3720 appendix B.4): one over the header, so that a torn body still says
+where the next frame would begin, and one over the body with its padding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analytics_core.events import SCHEMA, placed
+from analytics_core.events import UNPLACED_SCHEMA, placed
+from analytics_core.log import Prepared
 
 MAGIC: Final = b"ALF\x01"
 EVENTS: Final = 1
@@ -59,16 +60,8 @@ def _padded(length: int) -> int:
     return -(-length // ALIGNMENT) * ALIGNMENT
 
 
-def frame(kind: int, first: int, watermark: int, group: int, rows: int = 0, body: Any = b"") -> list[Any]:
-    """The parts of one frame, to be joined: header, body, padding."""
-    padding = bytes(-len(body) % ALIGNMENT)
-    crc = google_crc32c.extend(google_crc32c.value(body), padding) if padding else google_crc32c.value(body)
-    fields = _FIELDS.pack(MAGIC, kind, len(body), rows, first, watermark, group, crc)
-    return [fields, _CHECK.pack(google_crc32c.value(fields)), body, padding]
-
-
-def events_frame(batch: pa.RecordBatch, first: int, watermark: int, group: int) -> list[Any]:
-    """The frame of one `UNPLACED_SCHEMA` batch that gets the positions from ``first`` on.
+def prepare(batch: pa.RecordBatch) -> Prepared:
+    """The body of the frame of one `UNPLACED_SCHEMA` batch: it holds no position, so it can be made ahead.
 
     :raises ValueError: for events of several tenants.
     """
@@ -76,9 +69,26 @@ def events_frame(batch: pa.RecordBatch, first: int, watermark: int, group: int) 
     if len(tenants.dictionary) > 1 and len(pc.unique(tenants.indices)) > 1:
         raise ValueError(f"a batch holds one tenant, not {', '.join(pc.unique(tenants).to_pylist())}")
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, SCHEMA) as writer:
-        writer.write_batch(placed(batch, first))
-    return frame(EVENTS, first, watermark, group, batch.num_rows, sink.getvalue())
+    with pa.ipc.new_stream(sink, UNPLACED_SCHEMA) as writer:
+        writer.write_batch(batch)
+    data = sink.getvalue()
+    check = google_crc32c.extend(google_crc32c.value(data), bytes(-len(data) % ALIGNMENT))
+    return Prepared(batch.num_rows, data, check)
+
+
+_NOTHING: Final = Prepared(0, pa.py_buffer(b""), google_crc32c.value(b""))
+
+
+def frame(kind: int, first: int, watermark: int, group: int, body: Prepared = _NOTHING) -> list[Any]:
+    """The parts of one frame, to be joined: header, body, padding."""
+    length = len(body.data)
+    fields = _FIELDS.pack(MAGIC, kind, length, body.rows, first, watermark, group, body.check)
+    return [fields, _CHECK.pack(google_crc32c.value(fields)), body.data, bytes(-length % ALIGNMENT)]
+
+
+def lost(first: int, watermark: int, positions: int) -> list[Any]:
+    """The frame that stands for acknowledged ``positions`` which are gone."""
+    return frame(LOST, first, watermark, first, _NOTHING._replace(rows=positions))
 
 
 class Window:
@@ -115,7 +125,7 @@ class Window:
     def events(self, offset: int, header: Header) -> pa.RecordBatch:
         """The `events.SCHEMA` batch of a checked frame, over the memory of this window."""
         body = self.buffer.slice(offset - self.base + HEADER_BYTES, header.length)
-        return pa.ipc.open_stream(body).read_next_batch()
+        return placed(pa.ipc.open_stream(body).read_next_batch(), header.first)
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ import structlog
 
 from analytics_core.errors import LogCorruptionError, LogFullError, LogWriteError
 from analytics_core.events import EventBatch, micros
-from analytics_core.log import MAX_BYTES
-from analytics_core.log.frames import LOST, WATERMARK, Disk, events_frame, frame
+from analytics_core.log import MAX_BYTES, Prepared
+from analytics_core.log.frames import EVENTS, WATERMARK, Disk, frame, lost, prepare
 from analytics_core.log.reading import DURABLE, IDS_SUFFIX, FrameReader, SegmentReader, segment_path
 from analytics_core.log.recovery import make_directory, own, recover
 
@@ -135,22 +135,27 @@ class SegmentLog:
 
     # --- writing
 
-    def append(self, batches: Sequence[pa.RecordBatch], watermark: datetime) -> list[int]:
+    def prepare(self, batch: pa.RecordBatch) -> Prepared:
+        """See `EventLog.prepare`."""
+        return prepare(batch)
+
+    def append(self, batches: Sequence[pa.RecordBatch | Prepared], watermark: datetime) -> list[int]:
         """See `EventLog.append`. Each batch holds one tenant; one without rows takes no position.
 
         :raises ValueError: for a batch of several tenants; nothing is written.
         """
+        bodies = [batch if isinstance(batch, Prepared) else prepare(batch) for batch in batches]
         with self._writing:
             self._mend()
             group = position = self._durable
             at = max(self._watermark, micros(watermark))
             parts: list[Any] = []
             firsts: list[int] = []
-            for batch in batches:
+            for body in bodies:
                 firsts.append(position)
-                if batch.num_rows:
-                    parts += events_frame(batch, position, at, group)
-                    position += batch.num_rows
+                if body.rows:
+                    parts += frame(EVENTS, position, at, group, body)
+                    position += body.rows
             if position == group:
                 parts = frame(WATERMARK, position, at, group)
                 position += 1
@@ -290,11 +295,11 @@ class SegmentLog:
     def _give_up(self, position: int, recorded: int) -> None:
         """Mark acknowledged positions that are gone: a reader must never meet one of them with another event."""
         path = segment_path(self.directory, self._active)
-        lost = recorded - position
-        if lost > _MOST_LOST:
+        gone = recorded - position
+        if gone > _MOST_LOST:
             raise LogCorruptionError(self.directory / DURABLE, 0, f"it records {recorded}, {path} ends at {position}")
-        _log.error("acknowledged events are lost", path=str(path), first=position, positions=lost)
-        data = b"".join(frame(LOST, position, self._watermark, position, lost))
+        _log.error("acknowledged events are lost", path=str(path), first=position, positions=gone)
+        data = b"".join(lost(position, self._watermark, gone))
         self._write(data)
         self._size += len(data)
         self._bytes += len(data)
