@@ -240,7 +240,7 @@ class HistogramSketch:
 
     def add(self, values: npt.ArrayLike) -> None:
         data = np.asarray(values, np.float64)
-        data = data[np.isfinite(data)]
+        data = data[np.isfinite(data)] + 0.0  # 0.0 and -0.0 are one value
         if not len(data):
             return
         self.count += len(data)
