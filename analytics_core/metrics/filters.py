@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from msgspec import Struct
 
 from analytics_core.errors import ParameterError, near
-from analytics_core.events import TIMESTAMP, EventBatch, extract_property, moment, parse_time
+from analytics_core.events import TIMESTAMP, EventBatch, moment, parse_time
+from analytics_core.properties import extract_property
 
 Bind = Callable[[Any], str]
 """Takes a value, gives the SQL expression that stands for it."""

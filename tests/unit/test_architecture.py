@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "analytics_core"
 
 TIERS = [
-    {"errors", "events", "records", "sketches"},
+    {"errors", "properties", "events", "records", "sketches"},
     {"hookspecs", "manifest"},
     {"config"},
     {"log", "lake", "state", "bus"},
@@ -28,7 +28,13 @@ TIERS = [
     {"cli", "demo"},
 ]
 RANK = {room: rank for rank, tier in enumerate(TIERS) for room in tier}
-WITHIN = {("records", "events"), ("events", "errors"), ("cli", "demo"), ("sketches", "events")}
+WITHIN = {
+    ("records", "events"),
+    ("events", "errors"),
+    ("events", "properties"),
+    ("cli", "demo"),
+    ("sketches", "events"),
+}
 """Rooms of one tier that may import each other, besides a folder's own modules."""
 
 

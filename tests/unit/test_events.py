@@ -20,7 +20,6 @@ from analytics_core.events import (
     Event,
     EventBatch,
     clock_skew,
-    extract_property,
     micros,
     moment,
     parse_time,
@@ -29,6 +28,7 @@ from analytics_core.events import (
     texts,
     to_batch,
 )
+from analytics_core.properties import extract_property
 
 NOW = micros(datetime(2025, 6, 1, 12, tzinfo=UTC))
 
