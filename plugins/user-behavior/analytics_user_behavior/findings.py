@@ -18,7 +18,7 @@ def transition_patterns(tally: HourlyTally, words: list[str], hour: int, sent: s
 
     ``sent`` takes up what is shown, so that a pattern that has lost its rank is corrected once more and not left stale.
     """
-    totals = {code: count for code, count in tally.total().items() if code >= CODES and code % CODES}
+    totals = {code: count for code, count in tally.total(hour).items() if code >= CODES and code % CODES}
     shown = [code for code, _ in ranked(totals)[:SHOWN]]
     dropped = sorted(sent.difference(shown))
     sent.clear()
@@ -41,9 +41,8 @@ def session_insights(exits: HourlyTally, words: list[str], hour: int) -> list[In
 
     ``exits`` counts codes of (last event's name, whether it was the only event), as ``name * 2 + bounce``.
     """
-    totals = exits.total()
-    ended = sum(totals.values())
-    bounces = sum(count for code, count in totals.items() if code % 2)
+    totals = exits.total(hour)
+    ended, bounces = _count(totals)
     by_name: dict[int, int] = {}
     for code, count in totals.items():
         by_name[code // 2] = by_name.get(code // 2, 0) + count
@@ -83,8 +82,8 @@ def bounce_rise(exits: HourlyTally, hour: int) -> list[Insight]:
     standard errors of the difference (two-proportion z, pooled), with 30 sessions in the hour and 300 before it.
     """
     hour -= 2
-    ended, bounces = _count(exits, [hour])
-    before, before_bounces = _count(exits, [h for h in exits.hours if h < hour])
+    ended, bounces = _count(exits.total(hour, 1))
+    before, before_bounces = _count(exits.total(hour - 1))
     if ended < _LEAST_HOUR or before < _LEAST_DAY:
         return []
     rate, usual = bounces / ended, before_bounces / before
@@ -107,10 +106,9 @@ def bounce_rise(exits: HourlyTally, hour: int) -> list[Insight]:
     ]
 
 
-def _count(exits: HourlyTally, hours: list[int]) -> tuple[int, int]:
+def _count(totals: dict[int, int]) -> tuple[int, int]:
     """Sessions, and those of one event."""
-    codes = [item for hour in hours for item in exits.hours.get(hour, {}).items()]
-    return sum(count for _, count in codes), sum(count for code, count in codes if code % 2)
+    return sum(totals.values()), sum(count for code, count in totals.items() if code % 2)
 
 
 def _trailing(hour: int) -> Window:

@@ -2,7 +2,8 @@
 
 Time is the tenant's own clock, the running maximum of ``received_at`` in log order (or the watermark of an empty
 batch), looked at in whole minutes. What depends on it happens when a minute begins, before that minute's first event,
-and when an hour begins, so the same events give the same outputs whatever the batches are.
+and when an hour begins. A minute that nothing looked at leaves no trace, so the same events give the same outputs
+whatever the batches are and whenever an empty one comes between.
 """
 
 from __future__ import annotations
@@ -106,20 +107,19 @@ class TenantFold:
         for hour in range(self.minute // 60 + 1, minute // 60 + 1):
             if not (len(self.open) or self.exits.hours or self.transitions.hours):
                 break
+            self._close(hour * 60 - 1)
             self._close(hour * 60)
             self._begin_hour(hour)
         self._close(minute)
-        if self.ended and not len(self.open):
-            self._give_insights(minute // 60)
         self.minute = minute
         self.minutes.expire(minute - self.limits.lateness - self.limits.gap)
 
     def _begin_hour(self, hour: int) -> None:
+        self.exits.trim(hour)
+        self.transitions.trim(hour)
         if self.ended:
             self._give_insights(hour)
         self._insights.update((found.key, found) for found in bounce_rise(self.exits, hour))
-        self.exits.trim(hour)
-        self.transitions.trim(hour)
 
     def _close(self, minute: int) -> None:
         closed = self.open.close(minute * MINUTE, self.limits.gap * MINUTE)
@@ -130,6 +130,8 @@ class TenantFold:
             for low, high in pairwise(runs(hours).tolist()):
                 self.exits.add(int(hours[low]), codes[low:high])
             self.ended = True
+        if self.ended and not len(self.open):
+            self._give_insights(minute // 60)
 
     def _give(self, patterns: list[Pattern]) -> None:
         self._patterns.update((pattern.key, pattern) for pattern in patterns)

@@ -10,11 +10,13 @@ from analytics_user_behavior.open_sessions import Joined
 
 HOUR = 3_600_000_000
 HOURS = 24
+KEPT = HOURS + 3
+"""The hours that a tally remembers: the one that has begun, the two before it, and a day before those."""
 CODES = 256
 
 
 class HourlyTally:
-    """Counts of small codes per hour since 1970, for the trailing 24 hours."""
+    """Counts of small codes per hour since 1970, for the trailing `KEPT` hours."""
 
     def __init__(self, hours: dict[int, dict[int, int]] | None = None) -> None:
         self.hours = hours or {}
@@ -28,15 +30,17 @@ class HourlyTally:
             entry[code] = entry.get(code, 0) + count
 
     def trim(self, hour: int) -> None:
-        """Forget the hours that are not among the 24 up to ``hour``."""
-        for old in [h for h in self.hours if h <= hour - HOURS]:
+        """Forget the hours that are not among the `KEPT` up to ``hour``."""
+        for old in [h for h in self.hours if h <= hour - KEPT]:
             del self.hours[old]
 
-    def total(self) -> dict[int, int]:
+    def total(self, hour: int, hours: int = HOURS) -> dict[int, int]:
+        """Counts by code over the ``hours`` up to and with ``hour``."""
         totals: dict[int, int] = {}
-        for entry in self.hours.values():
-            for code, count in entry.items():
-                totals[code] = totals.get(code, 0) + count
+        for each, entry in self.hours.items():
+            if hour - hours < each <= hour:
+                for code, count in entry.items():
+                    totals[code] = totals.get(code, 0) + count
         return totals
 
 
