@@ -54,6 +54,7 @@ class Prepared(NamedTuple):
     rows: int
     data: pa.Buffer
     check: int
+    batch: pa.RecordBatch | None = None
 
 
 class EventLog(LogReader, Protocol):

@@ -86,6 +86,11 @@ def frame(kind: int, first: int, watermark: int, group: int, body: Prepared = _N
     return [fields, _CHECK.pack(google_crc32c.value(fields)), body.data, bytes(-length % ALIGNMENT)]
 
 
+def frame_size(body: Prepared) -> int:
+    """Bytes of the whole frame of ``body`` in the file."""
+    return HEADER_BYTES + _padded(len(body.data))
+
+
 def lost(first: int, watermark: int, positions: int) -> list[Any]:
     """The frame that stands for acknowledged ``positions`` which are gone."""
     return frame(LOST, first, watermark, first, _NOTHING._replace(rows=positions))

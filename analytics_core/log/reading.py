@@ -105,6 +105,11 @@ class FrameReader:
                 del self._marks[gone]
         return found
 
+    def mark(self, segment: int, position: int, offset: int) -> None:
+        """The frame at ``offset`` of a segment starts with ``position``; keeps one in so many bytes."""
+        with self._lock:
+            self._marks.setdefault(segment, _Marks()).add(position, offset)
+
     def _frames(self, start: int, end: int) -> Iterator[tuple[Window, int, int, Header]]:
         """Windows and headers of the frames from the nearest known one at or before ``start`` up to ``end``."""
         if start >= end:
@@ -119,7 +124,7 @@ class FrameReader:
                 if header.first != position:
                     problem = f"it holds position {header.first}, not {position}"
                     raise LogCorruptionError(segment_path(self._directory, segment), offset, problem)
-                self._mark(segment, position, offset)
+                self.mark(segment, position, offset)
                 yield window, segment, offset, header
                 offset, position = offset + header.size, header.end
             if position < end:
@@ -174,10 +179,6 @@ class FrameReader:
         if firsts and position < firsts[0]:
             return TrimmedError(position, firsts[0])
         return StorageError(f"{path} is missing: it holds position {position}; restore it from a backup")
-
-    def _mark(self, segment: int, position: int, offset: int) -> None:
-        with self._lock:
-            self._marks.setdefault(segment, _Marks()).add(position, offset)
 
     def _remember(self, position: int, cursor: tuple[int, int]) -> None:
         """Where the next read of a sequential reader goes on."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime
@@ -29,14 +28,14 @@ import structlog
 from analytics_core.errors import LogCorruptionError, LogFullError, LogWriteError
 from analytics_core.events import EventBatch, micros
 from analytics_core.log import MAX_BYTES, Prepared
-from analytics_core.log.frames import EVENTS, WATERMARK, Disk, frame, lost, prepare
+from analytics_core.log.frames import EVENTS, WATERMARK, Disk, frame, frame_size, lost, prepare
 from analytics_core.log.reading import DURABLE, IDS_SUFFIX, FrameReader, SegmentReader, segment_path
+from analytics_core.log.recent import Recent
 from analytics_core.log.recovery import make_directory, own, recover
+from analytics_core.log.space import Space
 
 __all__ = ["IDS_SUFFIX", "SegmentLog", "SegmentReader", "partition_directory"]
 
-_SHARE_OF_DISK: Final = 0.2
-_SPACE_SECONDS: Final = 0.5
 _FEWEST_SEGMENTS: Final = 4
 """A full log of one segment could never be trimmed: the segment that is written stays."""
 _MOST_LOST: Final = 2**32 - 1
@@ -71,22 +70,20 @@ class SegmentLog:
     ) -> None:
         self.directory = directory
         self._disk = disk or Disk()
-        self._segment_bytes = segment_bytes
-        self._reserve = disk_reserve_bytes
         self._writing = Lock()
         self._trimming = Lock()
         self._grown = Condition()
         self._frames = FrameReader(directory)
+        self._recent = Recent()
         self._closed = False
         self._failed = False
         self._poisoned = False
-        self._free, self._free_until = 0, 0.0
         self._firsts: tuple[int, ...]
         self._sealed: dict[int, int]
         self._active: int
         self._descriptor: int
         self._size: int
-        self._bytes: int
+        self._space: Space
         self._durable: int
         self._watermark: int
         self._mapped: memoryview[int]
@@ -94,9 +91,8 @@ class SegmentLog:
             try:
                 make_directory(directory, self._disk)
                 stack.callback(os.close, own(directory))
-                limit = int(self._disk.space(directory)[1] * _SHARE_OF_DISK)
-                self._limit = limit if log_max_bytes is None else log_max_bytes
-                self._segment_bytes = min(segment_bytes, self._limit // _FEWEST_SEGMENTS)
+                self._space = Space(directory, self._disk, log_max_bytes, disk_reserve_bytes)
+                self._segment_bytes = min(segment_bytes, self._space.limit // _FEWEST_SEGMENTS)
                 self._recover(stack)
             except OSError as error:
                 raise LogWriteError(directory, error) from error
@@ -118,7 +114,14 @@ class SegmentLog:
         return self._firsts
 
     def read(self, start: int, max_rows: int = 65_536, max_bytes: int = MAX_BYTES) -> tuple[list[EventBatch], int]:
-        """See `LogReader.read`. A watermark counts as one row, and bytes are those of the frames."""
+        """See `LogReader.read`. A watermark counts as one row, and bytes are those of the frames.
+
+        The newest batches come from memory, as they were written; all others from their checked frames.
+        """
+        if start >= self.first:
+            batches, position = self._recent.read(start, self._durable, max_rows, max_bytes)
+            if batches:
+                return batches, position
         return self._frames.read(start, self._durable, max_rows, max_bytes)
 
     def batches(self, start: int, end: int) -> Iterator[int]:
@@ -137,14 +140,14 @@ class SegmentLog:
 
     def prepare(self, batch: pa.RecordBatch) -> Prepared:
         """See `EventLog.prepare`."""
-        return prepare(batch)
+        return prepare(batch)._replace(batch=batch)
 
     def append(self, batches: Sequence[pa.RecordBatch | Prepared], watermark: datetime) -> list[int]:
         """See `EventLog.append`. Each batch holds one tenant; one without rows takes no position.
 
         :raises ValueError: for a batch of several tenants; nothing is written.
         """
-        bodies = [batch if isinstance(batch, Prepared) else prepare(batch) for batch in batches]
+        bodies = [batch if isinstance(batch, Prepared) else self.prepare(batch) for batch in batches]
         with self._writing:
             self._mend()
             group = position = self._durable
@@ -162,8 +165,9 @@ class SegmentLog:
                 data = b"".join(parts)
             else:
                 data = b"".join(parts)
-                self._refuse_when_full(len(data))
+                self._space.check(len(data))
             self._write(data)
+            self._keep(bodies, firsts, at)
             self._publish(position, at, len(data))
             return firsts
 
@@ -175,7 +179,7 @@ class SegmentLog:
                 segment_path(self.directory, segment).unlink()
                 with self._writing:
                     self._firsts = self._firsts[1:]
-                    self._bytes -= self._sealed.pop(segment)
+                    self._space.freed(self._sealed.pop(segment))
             if gone:
                 self._disk.sync_directory(self.directory)
             return self._firsts[0]
@@ -218,7 +222,7 @@ class SegmentLog:
             self._mend()
         except LogWriteError as later:
             _log.error("log not cut back yet; appends are refused until it is", path=str(path), error=str(later))
-        self._free_until = 0.0
+        self._space.look_again()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return LogFullError(f"the disk of {self.directory} is full")
         return LogWriteError(path, error)
@@ -246,24 +250,26 @@ class SegmentLog:
             self._firsts = (*self._firsts, self._durable)
         self._descriptor, self._active, self._size, self._poisoned = descriptor, self._durable, 0, False
 
+    def _keep(self, bodies: Sequence[Prepared], firsts: Sequence[int], watermark: int) -> None:
+        """Note where the frames lie that were just written, and hold their batches for the readers of this process."""
+        offset = self._size
+        for body, first in zip(bodies, firsts, strict=True):
+            if body.rows and body.batch is not None:
+                size = frame_size(body)
+                self._frames.mark(self._active, first, offset)
+                self._recent.add(first, watermark, size, body.batch)
+                offset += size
+        if offset == self._size:
+            self._recent.clear()
+
     def _publish(self, position: int, watermark: int, size: int) -> None:
         self._size += size
-        self._bytes += size
-        self._free -= size
+        self._space.written(size)
         self._watermark = watermark
         self._mapped[0] = position
         with self._grown:
             self._durable = position
             self._grown.notify_all()
-
-    def _refuse_when_full(self, size: int) -> None:
-        if self._bytes + size > self._limit:
-            raise LogFullError(f"the log {self.directory} holds {self._bytes} bytes of at most {self._limit}")
-        now = time.monotonic()
-        if now > self._free_until or self._free - size < self._reserve:
-            self._free, self._free_until = self._disk.space(self.directory)[0], now + _SPACE_SECONDS
-        if self._free - size < self._reserve:
-            raise LogFullError(f"{self._free} bytes are free under {self.directory}, {self._reserve} stay in reserve")
 
     # --- recovery
 
@@ -271,7 +277,8 @@ class SegmentLog:
         recorded = self._map_durable(stack)
         found = recover(self.directory, recorded, self._disk)
         self._firsts, self._active = found.firsts, found.firsts[-1]
-        self._sealed, self._bytes = found.sealed, sum(found.sealed.values()) + found.size
+        self._sealed = found.sealed
+        self._space.written(sum(found.sealed.values()) + found.size)
         self._durable, self._size, self._watermark = found.end, found.size, found.watermark
         self._descriptor = os.open(segment_path(self.directory, self._active), os.O_RDWR | os.O_CLOEXEC)
         stack.callback(lambda: os.close(self._descriptor))
@@ -302,5 +309,5 @@ class SegmentLog:
         data = b"".join(lost(position, self._watermark, gone))
         self._write(data)
         self._size += len(data)
-        self._bytes += len(data)
+        self._space.written(len(data))
         self._durable = recorded
