@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analytics_core.events import Event, EventBatch, FieldError
+    from analytics_core.hashing import hash_strings
     from analytics_core.hookspecs import hookimpl
     from analytics_core.records import (
         Answer,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
         TrainReport,
         Window,
     )
-    from analytics_core.sketches import HistogramSketch, UniqueSketch, hash_strings
+    from analytics_core.sketches import HistogramSketch, UniqueSketch
 
 __version__ = "0.1.0"
 
@@ -72,7 +73,13 @@ __all__ = [
     "hookimpl",
 ]
 
-_HOMES = ("analytics_core.events", "analytics_core.hookspecs", "analytics_core.records", "analytics_core.sketches")
+_HOMES = (
+    "analytics_core.events",
+    "analytics_core.hashing",
+    "analytics_core.hookspecs",
+    "analytics_core.records",
+    "analytics_core.sketches",
+)
 
 
 def __getattr__(name: str) -> Any:

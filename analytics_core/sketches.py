@@ -14,12 +14,11 @@ values give equal bytes, in whatever order and in however many pieces they came.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 U64 = npt.NDArray[np.uint64]
 
@@ -28,73 +27,6 @@ _REGISTERS = 1 << _PRECISION
 _RANKS = 64 - _PRECISION
 _EXACT = 512
 _ALPHA = 1 / (2 * math.log(2))
-_SEEDS = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
-
-
-def hash_strings(values: Sequence[str | bytes] | pa.Array, seed: int = 0) -> U64:
-    """64-bit hashes, shape ``(n,)``, equal for equal strings on every machine and in every process.
-
-    ``values``: a sequence, or an Arrow string or dictionary column (about 0.05 us a value), where null hashes like "".
-    Strings of one length are hashed together, eight bytes at a step (multiply and xor-shift, as in wyhash and
-    splitmix64). Not for untrusted keys where a chosen collision would matter: give a secret ``seed`` there.
-    """
-    if isinstance(values, pa.DictionaryArray):
-        words = hash_strings(values.dictionary, seed)
-        padded = np.append(words, hash_strings([""], seed))  # the code of null is one past the last word
-        codes: npt.NDArray[np.int64] = values.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
-        return padded[codes]
-    data, offsets = _arrow_bytes(values) if isinstance(values, pa.Array) else _joined_bytes(values)
-    lengths = np.diff(offsets)
-    out = np.empty(len(lengths), np.uint64)
-    found = np.flatnonzero(np.bincount(lengths)).tolist() if len(lengths) else []
-    for length in found:
-        if len(found) == 1:
-            out[:] = hash_rows(data[offsets[0] : offsets[-1]].reshape(len(out), length), seed)
-            continue
-        at = np.flatnonzero(lengths == length)
-        out[at] = hash_rows(data[offsets[at][:, None] + np.arange(length)], seed)
-    return out
-
-
-def _joined_bytes(values: Sequence[str | bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    encoded = [v if isinstance(v, bytes) else v.encode() for v in values]
-    offsets = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
-    return np.frombuffer(b"".join(encoded), np.uint8), offsets
-
-
-def _arrow_bytes(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    if column.null_count or column.type != pa.string():
-        column = column.cast(pa.string()).fill_null("")
-    _, offsets, data = column.buffers()
-    if not len(column) or offsets is None:
-        return np.empty(0, np.uint8), np.zeros(1, np.int64)
-    bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
-    return np.frombuffer(data or b"", np.uint8), bounds.astype(np.int64)
-
-
-def hash_rows(matrix: npt.NDArray[np.uint8], seed: int = 0) -> U64:
-    """Hash each row of a ``(n, length)`` byte matrix to 64 bits, shape ``(n,)``."""
-    n, length = matrix.shape
-    words = -(-length // 8)
-    padded = np.zeros((n, words * 8), np.uint8)
-    padded[:, :length] = matrix
-    lanes = padded.view(np.uint64)
-    with np.errstate(over="ignore"):
-        state = np.full(n, np.uint64(seed) ^ (np.uint64(length) * _SEEDS[0]), np.uint64)
-        for word in range(words):
-            state = (state ^ lanes[:, word]) * _SEEDS[0]
-            state ^= state >> np.uint64(29)
-            state *= _SEEDS[1]
-            state ^= state >> np.uint64(32)
-    return _finish(state)
-
-
-def _finish(state: U64) -> U64:
-    with np.errstate(over="ignore"):
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 class UniqueSketch:
@@ -110,7 +42,7 @@ class UniqueSketch:
         if self._exact is not None:
             # Distinct hashes are sorted out of a part at a time: a large batch overflows after its first part.
             for start in range(0, len(hashes), 4 * _EXACT):
-                self._exact = np.union1d(self._exact, hashes[start : start + 4 * _EXACT])
+                self._exact = _distinct(np.concatenate([self._exact, hashes[start : start + 4 * _EXACT]]))
                 if len(self._exact) > _EXACT:
                     break
             else:
@@ -163,6 +95,14 @@ class UniqueSketch:
         else:
             raise ValueError(f"not a unique sketch: {len(data)} bytes starting with {data[:1]!r}")
         return sketch
+
+
+def _distinct(hashes: U64) -> U64:
+    """Each once, ascending. Sorts ``hashes`` in place, which takes a tenth of the time of `np.unique`."""
+    hashes.sort()
+    first = np.ones(len(hashes), np.bool_)
+    np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
+    return hashes[first]
 
 
 def _sigma(x: float) -> float:
@@ -269,16 +209,16 @@ class HistogramSketch:
         if not self.count:
             return math.nan
         positive, negative = self._buckets
-        ordered: Iterable[tuple[float, int]] = [
-            *((-_middle(key), negative[key]) for key in sorted(negative, reverse=True)),
-            (0.0, self.zeros),
-            *((_middle(key), positive[key]) for key in sorted(positive)),
-        ]
+        ordered = chain(
+            ((-1, key, count) for key, count in sorted(negative.items(), reverse=True)),
+            ((0, 0, self.zeros),),
+            ((1, key, count) for key, count in sorted(positive.items())),
+        )
         rank, seen = q * (self.count - 1), 0
-        for value, count in ordered:
+        for sign, key, count in ordered:
             seen += count
             if seen > rank:
-                return min(max(value, self.low), self.high)
+                return min(max(sign * _middle(key), self.low), self.high)
         return self.high
 
     @property

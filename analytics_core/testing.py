@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_core.errors import QueryError, near
-from analytics_core.events import SCHEMA, EventBatch, micros, moment, parse_time
+from analytics_core.events import SCHEMA, EventBatch, micros, moment
+from analytics_core.events.times import parse_time
 from analytics_core.manifest import checked_settings, read_plugin
 from analytics_core.metrics.buckets import buckets
 from analytics_core.queries.reader import Reader, ReaderSpec

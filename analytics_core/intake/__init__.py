@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from analytics_core.config import Intake as IntakeSettings
 from analytics_core.errors import BodyTooLargeError, OverloadedError, ParameterError, RejectedError
-from analytics_core.events import Event, EventBatch, clock_skew, micros
+from analytics_core.events import Event, EventBatch, micros
+from analytics_core.events.times import clock_skew
 from analytics_core.intake.committer import Committer
 from analytics_core.intake.decode import Decoded, decode, inflate, recheck
 from analytics_core.intake.group import Group, Ids, Submission, Way

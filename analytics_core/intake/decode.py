@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from analytics_core.errors import BodyTooLargeError, MalformedBodyError, UnsupportedTypeError
-from analytics_core.events import Event, FieldError, parse_time
+from analytics_core.events import Event, FieldError
+from analytics_core.events.times import parse_time
 from analytics_core.intake.splitting import split_array, split_object
 
 try:

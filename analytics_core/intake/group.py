@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
@@ -18,18 +19,10 @@ import structlog
 from msgspec import Raw
 
 from analytics_core.errors import AnalyticsError, LogWriteError
-from analytics_core.events import (
-    UNPLACED_SCHEMA,
-    Columns,
-    Event,
-    EventBatch,
-    FieldError,
-    moment,
-    placed,
-    read_times,
-    to_batch,
-)
-from analytics_core.intake.checks import check_words, json_objects
+from analytics_core.events import UNPLACED_SCHEMA, Event, EventBatch, FieldError, moment, placed
+from analytics_core.events.columns import Columns, all_are, unplaced
+from analytics_core.events.times import read_times
+from analytics_core.intake.checks import Errors, id_texts, json_objects, name_words
 from analytics_core.intake.committer import Committer
 from analytics_core.intake.decode import Decoded
 from analytics_core.log.dedup import Deduplicator, Pending
@@ -39,6 +32,8 @@ if TYPE_CHECKING:
     from analytics_core.intake import Enricher
 
 _log = structlog.get_logger("intake")
+Int64s = npt.NDArray[np.int64]
+"""Shape ``(n,)``: one for each row."""
 
 
 class Submission:
@@ -103,8 +98,8 @@ class Rows(NamedTuple):
     """Events as columns, which rows of the group they are, and which submission each belongs to, all in one order."""
 
     batch: pa.RecordBatch
-    row: npt.NDArray[np.int64]
-    owner: npt.NDArray[np.int64]
+    row: Int64s
+    owner: Int64s
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Rows:
         if mask.all():
@@ -137,36 +132,46 @@ class Group:
     def _checked(self) -> Rows:
         """The good rows; the others are told to their submissions."""
         counts = [len(s.decoded.events) for s in self._submissions]
-        self._starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-        owner = np.repeat(np.arange(len(counts)), counts)
+        self._starts = list(accumulate(counts, initial=0))
+        owner = np.arange(len(counts)).repeat(counts)
         columns = Columns.of(_flatten(self._submissions))
         received = np.array([s.received_at for s in self._submissions], np.int64)[owner]
-        shift = np.array([s.shift for s in self._submissions], np.int64)[owner]
-        times = read_times(columns.timestamp, received, shift if shift.any() else None)
-        errors: dict[int, tuple[str, str]] = {row: ("timestamp", text) for row, text in times.errors.items()}
-        self.clamped = int(times.clamped.sum())
-        changed = times.clamped | (shift != 0)
-        if changed.any():
-            columns.context = _with_original(columns, np.flatnonzero(changed).tolist())
-        batch = to_batch(
-            columns,
+        columns.message_id = self._event_ids(columns.message_id, owner)
+        errors: Errors = {}
+        at = self._times(columns, received, owner, errors)
+        batch = unplaced(
             tenant=self._tenant,
-            event_ids=pa.array(self._event_ids(columns.message_id, owner), pa.string()),
+            source=self._source,
+            at=at,
+            received_at=received,
             properties=json_objects("properties", columns.properties, self._max_event_bytes, errors),
             context=json_objects("context", columns.context, self._max_event_bytes, errors),
-            at=times.at,
-            received_at=received,
-            source=self._source,
+            names=name_words(columns.name, errors),
+            ids=id_texts(columns, errors),
         )
-        check_words(batch, errors)
         rows = Rows(batch, np.arange(len(owner)), owner)
+        if not errors:
+            return rows
         for row, (field, message) in errors.items():
             self._reject(row, owner[row], field, message)
         good = np.ones(len(owner), np.bool_)
         good[list(errors)] = False
         return rows.where(good)
 
-    def _event_ids(self, given: Sequence[str | None], owner: npt.NDArray[np.int64]) -> Sequence[str | None]:
+    def _times(self, columns: Columns, received: Int64s, owner: Int64s, errors: Errors) -> Int64s:
+        """Checked timestamps, microseconds UTC; where they are changed, contexts keep the client's own."""
+        if all_are(columns.timestamp, None):
+            return received
+        shift = np.array([s.shift for s in self._submissions], np.int64)[owner]
+        times = read_times(columns.timestamp, received, shift if shift.any() else None)
+        errors.update((row, ("timestamp", text)) for row, text in times.errors.items())
+        self.clamped = int(times.clamped.sum())
+        changed = times.clamped | (shift != 0)
+        if changed.any():
+            columns.context = _with_original(columns, np.flatnonzero(changed).tolist())
+        return times.at
+
+    def _event_ids(self, given: Sequence[str | None], owner: Int64s) -> Sequence[str | None]:
         if all(given):
             return given
         missing = [row for row, value in enumerate(given) if not value]
@@ -217,7 +222,8 @@ class Group:
             await asyncio.gather(*outcomes, return_exceptions=True)
             await self._store(others, way)
         else:
-            self._count(others.owner, "duplicates")
+            for submission, count in self._shares(others.owner):
+                submission.duplicates += count
 
     async def _commit(self, rows: Rows, pending: Pending, way: Way) -> None:
         try:
@@ -231,10 +237,11 @@ class Group:
                 way.dedup.fail(pending, error)
             raise
         way.dedup.commit(pending, first)
-        self._count(rows.owner, "accepted")
-        present = np.unique(rows.owner)
-        for index, last in zip(present, np.searchsorted(rows.owner, present, side="right") - 1, strict=True):
-            self._submissions[index].seq = first + int(last)
+        end = first
+        for submission, count in self._shares(rows.owner):
+            end += count
+            submission.accepted += count
+            submission.seq = end - 1
 
     async def _enrich(self, rows: Rows, pending: Pending, way: Way) -> tuple[Rows, Pending]:
         """The rows as the enrich plugins leave them, without those that they drop; and what is pending now.
@@ -257,11 +264,10 @@ class Group:
             pending = again.pending
         return kept, pending
 
-    def _count(self, owner: npt.NDArray[np.int64], what: Literal["accepted", "duplicates"]) -> None:
-        for submission, count in zip(
-            self._submissions, np.bincount(owner, minlength=len(self._submissions)).tolist(), strict=True
-        ):
-            setattr(submission, what, getattr(submission, what) + count)
+    def _shares(self, owner: Int64s) -> Iterator[tuple[Submission, int]]:
+        """The submissions that have any of these rows, in order, and how many."""
+        counts = np.bincount(owner, minlength=len(self._submissions)).tolist()
+        return ((s, count) for s, count in zip(self._submissions, counts, strict=True) if count)
 
 
 def _flatten(submissions: Sequence[Submission]) -> list[Event]:

@@ -9,30 +9,52 @@ the segment until the window has passed it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from itertools import compress
 from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from analytics_core.log.id_index import IdIndex, SegmentedLog
-from analytics_core.log.ids import Hashes, IdHasher, IdRun, Mask, read_secret
+from analytics_core.log.ids import Hashes, IdHasher, IdRun, Mask, Pair, read_secret
 from analytics_core.log.seen import SeenFilter, Spots
 
 _KEY_FILE: Final = "dedup.key"
-_SMALL: Final = 8
+_FEW: Final = 16
+"""Up to so many ids, plain integers in sets cost less than arrays."""
 
 
 class Pending:
-    """New ids whose batch is on its way to the log. ``future`` gives the first ``seq`` of that batch, or its error."""
+    """New ids whose batch is on its way to the log. ``pairs`` are the same ids, when they are few."""
 
-    __slots__ = ("future", "hashes", "run")
+    __slots__ = ("_future", "_lock", "_outcome", "hashes", "pairs", "run")
 
-    def __init__(self, hashes: Hashes) -> None:
+    def __init__(self, hashes: Hashes, pairs: Sequence[Pair] = ()) -> None:
         self.hashes = hashes
-        self.future: Future[int] = Future()
+        self.pairs = pairs
         self.run: IdRun | None = None
+        self._lock = threading.Lock()
+        self._future: Future[int] | None = None
+        self._outcome: int | BaseException | None = None
+
+    @property
+    def future(self) -> Future[int]:
+        """Gives the first ``seq`` of the batch, or its error. Made when somebody asks, which is rare."""
+        with self._lock:
+            if self._future is None:
+                self._future = Future()
+                self._future.set_running_or_notify_cancel()  # one who gives up must not cancel it for all
+                _tell(self._future, self._outcome)
+            return self._future
+
+    def settle(self, outcome: int | BaseException) -> None:
+        """The first ``seq``, or the error."""
+        with self._lock:
+            self._outcome, future = outcome, self._future
+        if future is not None:
+            _tell(future, outcome)
 
     def __len__(self) -> int:
         return int(self.hashes.shape[1])
@@ -63,14 +85,17 @@ class Deduplicator:
         self._hasher = IdHasher(read_secret(log.directory / _KEY_FILE))
         self._filter = SeenFilter(window)
         self._index = IdIndex(log, window, self._hasher, self._lock, self._filter.load)
-        self._small: dict[tuple[int, int], Pending] = {}
-        self._large: dict[int, Pending] = {}
+        self._few: dict[Pair, Pending] = {}
+        self._many: dict[int, Pending] = {}
         self._wasted = 0
 
     @property
     def reached(self) -> int:
-        """How many of the last events are covered now: fewer than the window only while the log is that young."""
-        return self._index.reached
+        """Over how many of the latest events duplicates are told for certain.
+
+        Fewer than the window while fewer were stored, or after ids were lost.
+        """
+        return min(self._index.reached, self._window)
 
     @property
     def floor(self) -> int:
@@ -87,29 +112,47 @@ class Deduplicator:
 
         Every admission with ``pending`` must end in `commit` or `fail`.
         """
-        if not hashes.shape[1]:
-            return Admission(np.empty(0, np.bool_), None, [])
+        if hashes.shape[1] <= _FEW:
+            return self._admit_few(hashes)
         firsts = _first_of_each(hashes)
         spots = self._filter.spots(hashes)
         waits: list[Pending] = []
         with self._lock:
             seen = self._filter.may_hold(spots)
             new = ~seen
-            if seen.any():
-                at = np.flatnonzero(seen)
-                known, waits = self._known(np.take(hashes, at, axis=1))
-                new[at[~known]] = True
+            if len(suspects := np.flatnonzero(seen)):
+                known, waits = self._known(np.take(hashes, suspects, axis=1))
+                new[suspects[~known]] = True
             if firsts is not None:
                 new &= firsts
-            if new.all():
+            if (fresh := np.count_nonzero(new)) == len(new):
                 pending = Pending(hashes)
-            elif new.any():
+            elif fresh:
                 pending = Pending(np.compress(new, hashes, axis=1))
                 spots = Spots(spots.at[new], spots.bits[new])
             else:
                 return Admission(new, None, waits)
             self._filter.add(spots)
-            self._remember(pending)
+            self._many[id(pending)] = pending
+        return Admission(new, pending, waits)
+
+    def _admit_few(self, hashes: Hashes) -> Admission:
+        """`admit`, id by id."""
+        first = {pair: at for at, pair in reversed([*enumerate(_pairs(hashes))])}
+        spots = {pair: self._filter.spot(*pair) for pair in first}
+        waits: list[Pending] = []
+        with self._lock:
+            if suspects := self._filter.suspects(spots):
+                known, waits = self._known(np.array(suspects, np.uint64).T)
+                for pair in compress(suspects, known.tolist()):
+                    del spots[pair]
+            fresh = {first[pair] for pair in spots}
+            new = np.array([at in fresh for at in range(hashes.shape[1])], np.bool_)
+            if not spots:
+                return Admission(new, None, waits)
+            pending = Pending(hashes if len(spots) == len(new) else np.compress(new, hashes, axis=1), tuple(spots))
+            self._filter.add_few(spots.values())
+            self._few.update(dict.fromkeys(spots, pending))
         return Admission(new, pending, waits)
 
     def commit(self, pending: Pending, first_seq: int) -> None:
@@ -119,7 +162,7 @@ class Deduplicator:
             self._index.add(pending.hashes, first_seq)
             if self._filter.count(len(pending)):
                 self._hold_pending()
-        pending.future.set_result(first_seq)
+        pending.settle(first_seq)
 
     def fail(self, pending: Pending, error: BaseException) -> None:
         """The batch of ``pending`` was not written: its ids are new again, and who waited gets ``error``."""
@@ -128,7 +171,7 @@ class Deduplicator:
             self._wasted += len(pending)
             if self._wasted > self._window:  # ids that never came about have filled the filter
                 self._refill()
-        pending.future.set_exception(error)
+        pending.settle(error)
 
     def close(self) -> None:
         """Finish the files that are being written."""
@@ -136,32 +179,28 @@ class Deduplicator:
 
     # --- pending
 
-    def _remember(self, pending: Pending) -> None:
-        if len(pending) > _SMALL:
-            self._large[id(pending)] = pending
-        else:
-            self._small.update(dict.fromkeys(_pairs(pending.hashes), pending))
-
     def _forget(self, pending: Pending) -> None:
-        if len(pending) > _SMALL:
-            del self._large[id(pending)]
-        else:
-            for pair in _pairs(pending.hashes):
-                del self._small[pair]
+        for pair in pending.pairs:
+            del self._few[pair]
+        if not pending.pairs:
+            del self._many[id(pending)]
 
     def _known(self, hashes: Hashes) -> tuple[Mask, list[Pending]]:
-        """Which ids are pending or durable, shape ``(n,)``, and the batches that the pending ones wait for."""
+        """Which ids are pending or durable, shape ``(n,)``, and the batches that the pending ones wait for.
+
+        A batch counts as pending until it is reported, also when the index has found it in the log.
+        """
         order = np.argsort(hashes[0])  # a search in sorted order meets warm memory
         hashes = np.take(hashes, order, axis=1)
-        found = self._index.contains(hashes)
+        found = np.zeros(hashes.shape[1], np.bool_)
         waits: dict[int, Pending] = {}
-        if self._small and not found.all():
+        if self._few:
             for at, pair in enumerate(_pairs(hashes)):
-                if (pending := self._small.get(pair)) is not None:
+                if (pending := self._few.get(pair)) is not None:
                     waits[id(pending)] = pending
                     found[at] = True
-        for key, pending in self._large.items():
-            rest = np.flatnonzero(~found)
+        rest = np.flatnonzero(~found)
+        for key, pending in self._many.items():
             if not len(rest):
                 break
             if pending.run is None:
@@ -170,6 +209,9 @@ class Deduplicator:
             if held.any():
                 waits[key] = pending
                 found[rest[held]] = True
+                rest = rest[~held]
+        if len(rest):
+            found[rest] = self._index.contains(np.take(hashes, rest, axis=1))
         known = np.empty_like(found)
         known[order] = found
         return known, list(waits.values())
@@ -177,9 +219,13 @@ class Deduplicator:
     # --- the filter
 
     def _hold_pending(self) -> None:
-        """Pending ids belong to the newest generation, however long they take."""
-        for pending in {id(pending): pending for pending in (*self._small.values(), *self._large.values())}.values():
+        """Pending ids belong to the newest generation, however long they take.
+
+        They come on top of its window: in the log they may lie before events of the generation that it follows.
+        """
+        for pending in {id(pending): pending for pending in (*self._few.values(), *self._many.values())}.values():
             self._filter.add(self._filter.spots(pending.hashes))
+            self._filter.count(-len(pending))
 
     def _refill(self) -> None:
         self._wasted = 0
@@ -189,7 +235,14 @@ class Deduplicator:
         self._hold_pending()
 
 
-def _pairs(hashes: Hashes) -> Iterator[tuple[int, int]]:
+def _tell(future: Future[int], outcome: int | BaseException | None) -> None:
+    if isinstance(outcome, int):
+        future.set_result(outcome)
+    elif outcome is not None:
+        future.set_exception(outcome)
+
+
+def _pairs(hashes: Hashes) -> Iterator[Pair]:
     return zip(hashes[0].tolist(), hashes[1].tolist(), strict=True)
 
 

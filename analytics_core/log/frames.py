@@ -32,6 +32,8 @@ _CHECK = struct.Struct("<I")
 HEADER_BYTES: Final = _FIELDS.size + _CHECK.size
 ALIGNMENT: Final = 8
 KINDS: Final = frozenset({EVENTS, WATERMARK, LOST})
+_OPTIONS: Final = pa.ipc.IpcWriteOptions()
+"""Given none, each writer looks in the environment for its own."""
 
 
 class Header(NamedTuple):
@@ -69,7 +71,7 @@ def prepare(batch: pa.RecordBatch) -> Prepared:
     if len(tenants.dictionary) > 1 and len(pc.unique(tenants.indices)) > 1:
         raise ValueError(f"a batch holds one tenant, not {', '.join(pc.unique(tenants).to_pylist())}")
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, UNPLACED_SCHEMA) as writer:
+    with pa.ipc.RecordBatchStreamWriter(sink, UNPLACED_SCHEMA, options=_OPTIONS) as writer:
         writer.write_batch(batch)
     data = sink.getvalue()
     check = google_crc32c.extend(google_crc32c.value(data), bytes(-len(data) % ALIGNMENT))

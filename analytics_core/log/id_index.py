@@ -51,15 +51,17 @@ class SegmentedLog(Protocol):
 class _SegmentIds:
     """The ids of one log segment as sorted runs, without those still in the tail, while it is written.
 
-    ``batches`` are the first positions of those that the runs hold, until it is sealed. ``end`` is the position after a
-    sealed one, ``saved`` whether its file is on disk, ``retry_at`` when a file that failed is written again.
+    ``batches`` are the first positions of those that were reported and ``count`` is their events, until it is
+    ``whole``: the log has left it, and the runs hold all its events, reported or not. ``end`` is the position after it,
+    ``saved`` whether its file is on disk, ``retry_at`` when a file that failed is written again.
     """
 
-    __slots__ = ("batches", "count", "end", "first", "merging", "retry_at", "runs", "saved")
+    __slots__ = ("batches", "count", "end", "first", "merging", "retry_at", "runs", "saved", "whole")
 
     def __init__(self, first: int, end: int = 0) -> None:
         self.first = first
         self.end = end
+        self.whole = False
         self.saved = False
         self.retry_at = inf
         self.runs: list[IdRun] = []
@@ -71,7 +73,7 @@ class _SegmentIds:
 class IdIndex:
     """Every method wants ``lock`` held by the caller, but for `close`; ``load`` gets the hashes found at the start.
 
-    ``reached`` is how many events are covered, at least ``window`` once the log has as many.
+    ``reached`` is how many of the latest events are here for certain, at least ``window`` once so many were reported.
     """
 
     def __init__(
@@ -131,29 +133,48 @@ class IdIndex:
         return known
 
     def add(self, hashes: Hashes, first_seq: int) -> None:
-        """Take the ids of the batch at ``first_seq``, and let go of segments beyond the window."""
+        """Take the ids of the batch at ``first_seq``, and let go of segments beyond the window.
+
+        Batches may be reported in any order. One whose segment is whole is here already, and one whose segment is gone
+        is beyond the window.
+        """
         self._roll(first_seq)
-        size = hashes.shape[1]
-        if self._tail_size + size > _TAIL:
-            self._flush()
-        segment = self._segments[-1]
-        if size > _TAIL // 2:
-            segment.runs.append(IdRun.of(hashes))
+        newest = self._segments[-1]
+        if first_seq >= newest.first:
+            segment = newest
+            self._keep(hashes)
         else:
-            self._tail[:, self._tail_size : self._tail_size + size] = hashes
-            self._tail_size += size
-            self._tail_run = None
-        if len(segment.runs) >= _MERGED_RUNS and not segment.merging:
-            segment.merging = True
-            self._later(self._merge, segment)
-        if first_seq >= segment.first:  # a late one was in a segment whose frames have told or will tell
-            segment.batches.add(first_seq)
-            segment.count += size
-            self.reached += size
+            held = next((held for held in reversed(self._segments) if held.first <= first_seq), None)
+            if held is None or held.whole:
+                return
+            segment = held
+            segment.runs.append(IdRun.of(hashes))
+        segment.batches.add(first_seq)
+        self._count(segment, hashes.shape[1])
         while len(self._segments) > 1 and self.reached - self._segments[0].count >= self._window:
             gone = self._segments.popleft()
             self.reached -= gone.count
             self._later(self._path(gone).unlink, True)
+
+    def _count(self, segment: _SegmentIds, events: int) -> None:
+        segment.count += events
+        self.reached += events
+
+    def _keep(self, hashes: Hashes) -> None:
+        """Hold ids of the segment that is written."""
+        segment, size = self._segments[-1], hashes.shape[1]
+        end = self._tail_size + size
+        if end > _TAIL:
+            self._flush()
+            end = size
+        if size > _TAIL // 2:
+            segment.runs.append(IdRun.of(hashes))
+        else:
+            self._tail[:, self._tail_size : end] = hashes
+            self._tail_size, self._tail_run = end, None
+        if len(segment.runs) >= _MERGED_RUNS and not segment.merging:
+            segment.merging = True
+            self._later(self._merge, segment)
 
     def _flush(self) -> None:
         if self._tail_size:
@@ -183,12 +204,16 @@ class IdIndex:
 
     def _seal(self, segment: _SegmentIds) -> None:
         """Sort the ids of a segment that the log has left, with those that nobody has reported yet, and save them."""
-        missing = [first for first in self._log.batches(segment.first, segment.end) if first not in segment.batches]
+        with self._lock:  # what is reported from now on is read from the frames, and adds its ids until they are here
+            runs, reported = list(segment.runs), frozenset(segment.batches)
+        missing = [first for first in self._log.batches(segment.first, segment.end) if first not in reported]
         late = [self._read_hashes(first, first + 1) for first in missing]
-        run = IdRun.merged([*segment.runs, *map(IdRun.of, late)])
+        run = IdRun.merged([*runs, *map(IdRun.of, late)])
         with self._lock:
-            segment.runs = [run]
+            segment.runs, segment.whole = [run], True
             segment.batches.clear()
+            if segment in self._segments:
+                self._count(segment, len(run) - segment.count)
         self._save(segment)
 
     def _save(self, segment: _SegmentIds) -> None:
@@ -228,9 +253,9 @@ class IdIndex:
                 else:  # it goes on being written
                     segment.batches.update(self._log.batches(first, end))
             load(hashes)
-            segment.count = hashes.shape[1]
+            segment.whole = bool(self._segments)
+            self._count(segment, hashes.shape[1])
             self._segments.appendleft(segment)
-            self.reached += segment.count
         for first in files.keys() - {segment.first for segment in self._segments if segment.saved}:
             files[first].unlink(missing_ok=True)
 

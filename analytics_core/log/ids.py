@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import struct
 from hashlib import blake2b, shake_128
+from operator import mul
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -20,18 +21,23 @@ import pyarrow as pa
 
 Hashes = npt.NDArray[np.uint64]
 """Shape ``(2, n)``: the high and the low half of n hashes."""
+Pair = tuple[int, int]
+"""Both halves of one hash."""
 Mask = npt.NDArray[np.bool_]
 
 SECRET_BYTES: Final = 32
 _LONGEST: Final = 256
-_FEW: Final = 4
-_BLOCK: Final = 8192
+_FEW: Final = 6
+_BLOCK: Final = 4096
 _TENANTS: Final = 4096
+_WORDS: Final = _LONGEST // 8 + 1
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _SHIFT: Final = np.uint64(32)
 _MIX_SHIFT: Final = np.uint64(33)
 _MIX: Final = (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)
 _TAIL: Final = np.array([2 ** (8 * kept) - 1 for kept in range(9)], np.uint64)
+_EVEN: Final = [sum(0xFFFFFFFF << 64 * at for at in range(words)) for words in range(_WORDS + 1)]
+_UNPACK: Final = [struct.Struct(f"<{words}Q").unpack for words in range(_WORDS + 1)]
 _HEAD = struct.Struct("<4sI8sqqq")  # magic, CRC of the arrays, fingerprint of the secret, first, end, count
 _MAGIC: Final = b"AID\x01"
 
@@ -45,12 +51,23 @@ def read_secret(path: Path) -> bytes:
     return secret
 
 
+class _Keys(NamedTuple):
+    """NH keys of one tenant, for both halves of the hash.
+
+    ``words``: shape ``(2, 1, 2 * _WORDS)``. ``lanes``: the same of each half as two integers, the keys of the even and
+    of the odd 32-bit words, 64 bits apart.
+    """
+
+    words: npt.NDArray[np.uint32]
+    lanes: list[tuple[int, int]]
+
+
 class IdHasher:
     """Hashes of (tenant, event id) under one secret."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
-        self._keys: dict[str, tuple[npt.NDArray[np.uint32], list[list[int]]]] = {}
+        self._keys: dict[str, _Keys] = {}
         self.fingerprint = blake2b(b"fingerprint", key=secret, digest_size=8).digest()
 
     def __call__(self, tenant: str, ids: pa.Array) -> Hashes:
@@ -62,18 +79,18 @@ class IdHasher:
             keys = self._keys[tenant] = self._draw(tenant)
         count = len(ids)
         if count <= _FEW:
-            few = [[_one(self._shortened(text.as_py().encode()), half) for text in ids] for half in keys[1]]
-            return np.array(few, np.uint64).reshape(2, count)
+            few = [_one(*self._shortened(text.encode()), keys.lanes) for text in ids.to_pylist()]
+            return np.array([[pair[half] for pair in few] for half in (0, 1)], np.uint64)
         if count <= _BLOCK:
-            return self._block(ids, keys[0])
-        return np.hstack([self._block(ids.slice(at, _BLOCK), keys[0]) for at in range(0, count, _BLOCK)])
+            return self._block(ids, keys.words)
+        return np.hstack([self._block(ids.slice(at, _BLOCK), keys.words) for at in range(0, count, _BLOCK)])
 
-    def _draw(self, tenant: str) -> tuple[npt.NDArray[np.uint32], list[list[int]]]:
-        """NH keys, two for each 64-bit word of the longest id and for its length: ``(2, 1, words)``, and as ints."""
-        words = 2 * (_LONGEST // 8 + 1)
-        drawn = shake_128(self._secret + tenant.encode()).digest(2 * 4 * words)
-        keys = np.frombuffer(drawn, "<u4").reshape(2, words)
-        return keys[:, None, :], keys.tolist()
+    def _draw(self, tenant: str) -> _Keys:
+        """Two keys for each 64-bit word of the longest id and for its length."""
+        drawn = shake_128(self._secret + tenant.encode()).digest(2 * 8 * _WORDS)
+        halves = (int.from_bytes(drawn[at : at + 8 * _WORDS], "little") for at in (0, 8 * _WORDS))
+        lanes = [(half & _EVEN[-1], half >> 32 & _EVEN[-1]) for half in halves]
+        return _Keys(np.frombuffer(drawn, "<u4").reshape(2, 1, 2 * _WORDS), lanes)
 
     def _shortened(self, text: bytes) -> tuple[int, bytes]:
         """Length and words of an id; a digest stands for one too long for the keys, told apart by the length."""
@@ -108,18 +125,24 @@ class IdHasher:
         return np.column_stack([lengths.astype(np.uint64), np.frombuffer(digests, np.uint64).reshape(-1, 4)])
 
 
-def _one(text: tuple[int, bytes], keys: list[int]) -> int:
-    """One half of the hash of one id, in plain integers: below a few ids this is cheaper than arrays."""
-    length, data = text
-    words = max(-(-len(data) // 8), 1)
-    halves = struct.unpack(f"<{2 * words}I", data.ljust(8 * words, b"\0"))
-    total = ((length + keys[0]) & 0xFFFFFFFF) * keys[1]
-    for at in range(0, 2 * words, 2):
-        total += ((halves[at] + keys[at + 2]) & 0xFFFFFFFF) * ((halves[at + 1] + keys[at + 3]) & 0xFFFFFFFF)
-    total &= 0xFFFFFFFFFFFFFFFF
-    for factor in _MIX:
-        total = ((total ^ (total >> 33)) * factor) & 0xFFFFFFFFFFFFFFFF
-    return total ^ (total >> 33)
+def _one(length: int, data: bytes, keys: list[tuple[int, int]]) -> list[int]:
+    """Both halves of the hash of one id, in plain integers: for a few ids this is cheaper than arrays.
+
+    The message is one integer whose even 32-bit words are added to their keys in one step, and so are the odd ones.
+    """
+    words = max(-(-len(data) // 8), 1) + 1
+    mask, unpack = _EVEN[words], _UNPACK[words]
+    message = int.from_bytes(data, "little") << 64 | length
+    even, odd = message & mask, message >> 32 & mask
+    halves = []
+    for even_keys, odd_keys in keys:
+        left = unpack((even + even_keys & mask).to_bytes(8 * words, "little"))
+        right = unpack((odd + odd_keys & mask).to_bytes(8 * words, "little"))
+        total = sum(map(mul, left, right)) & 0xFFFFFFFFFFFFFFFF
+        for factor in _MIX:
+            total = ((total ^ (total >> 33)) * factor) & 0xFFFFFFFFFFFFFFFF
+        halves.append(total ^ (total >> 33))
+    return halves
 
 
 def _message(text: npt.NDArray[np.uint8], starts: Any, lengths: Any, words: int) -> npt.NDArray[np.uint64]:
@@ -136,7 +159,9 @@ def _message(text: npt.NDArray[np.uint8], starts: Any, lengths: Any, words: int)
 def _nh(message: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint32]) -> Hashes:
     halves = message.view(np.uint32)
     summed = (halves + keys[:, :, : halves.shape[1]]).view(np.uint64)
-    out: Hashes = np.vecdot(summed & _LOW, summed >> _SHIFT)
+    odd = summed >> _SHIFT
+    summed &= _LOW
+    out: Hashes = np.vecdot(summed, odd)
     out ^= out >> _MIX_SHIFT
     out *= np.uint64(_MIX[0])
     out ^= out >> _MIX_SHIFT

@@ -7,33 +7,39 @@ the older one is dropped. At 10 M ids a generation takes 32 MB and errs for abou
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from analytics_core.log.ids import Hashes, Mask
+from analytics_core.log.ids import Hashes, Mask, Pair
 
 _BITS_PER_ID: Final = 26
 _FEWEST_WORDS: Final = 1 << 10
 _LOAD_BLOCK: Final = 1 << 16
 
 
+Spot = tuple[int, int]
+"""Where a filter keeps one id: a word, and six bits in it."""
+
+
 class Spots(NamedTuple):
-    """Where a filter keeps each id: a word, shape ``(n,)``, and six bits in it, shape ``(n,)``."""
+    """The `Spot` of each id: words, shape ``(n,)``, and their bits, shape ``(n,)``."""
 
     at: npt.NDArray[np.int64]
     bits: npt.NDArray[np.uint64]
 
 
 class SeenFilter:
-    """Not safe for several threads, but for `spots`, which reads nothing that changes."""
+    """Not safe for several threads, but for `spots` and `spot`, which read nothing that changes."""
 
     def __init__(self, window: int) -> None:
         self._window = window
         self._words = max(_FEWEST_WORDS, 1 << (window * _BITS_PER_ID // 64 - 1).bit_length())
-        self._shift = np.uint64(64 - (self._words.bit_length() - 1))
+        self._shift = 64 - (self._words.bit_length() - 1)
         self._bits = _three_bits()
+        self._bits_of = self._bits.data
         self._counted = 0
         self._current = self._empty()
         self._previous: npt.NDArray[np.uint64] | None = None
@@ -44,8 +50,13 @@ class SeenFilter:
     def spots(self, hashes: Hashes) -> Spots:
         """For hashes of shape ``(2, n)``."""
         pieces = hashes[1].view(np.uint16).reshape(-1, 4)
-        bits = self._bits[pieces[:, 0]] | self._bits[pieces[:, 1]]
+        bits = self._bits.take(pieces[:, 0])
+        bits |= self._bits.take(pieces[:, 1])
         return Spots((hashes[0] >> self._shift).view(np.int64), bits)
+
+    def spot(self, high: int, low: int) -> Spot:
+        """For one hash."""
+        return high >> self._shift, self._bits_of[low & 0xFFFF] | self._bits_of[low >> 16 & 0xFFFF]
 
     def may_hold(self, spots: Spots) -> Mask:
         """False where an id is certainly new, shape ``(n,)``."""
@@ -55,9 +66,23 @@ class SeenFilter:
             found |= (self._previous[at] & bits) == bits
         return found
 
+    def suspects(self, spots: Mapping[Pair, Spot]) -> list[Pair]:
+        """Which ids are not certainly new: `may_hold` for a few."""
+        words = self._current.data
+        if self._previous is None:
+            return [pair for pair, (at, bits) in spots.items() if words[at] & bits == bits]
+        older = self._previous.data
+        return [pair for pair, (at, bits) in spots.items() if words[at] & bits == bits or older[at] & bits == bits]
+
     def add(self, spots: Spots) -> None:
         """Hold these ids, which count for nothing yet."""
         _set(self._current, spots)
+
+    def add_few(self, spots: Iterable[Spot]) -> None:
+        """Hold these ids: `add` for a few."""
+        words = self._current.data
+        for at, bits in spots:
+            words[at] |= bits
 
     def count(self, ids: int) -> bool:
         """So many of the ids given have become part of the window; whether a new, empty generation began with it."""

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from analytics_core.errors import ParameterError, near
-from analytics_core.events import DAY, EARLIEST, MINUTE, micros, moment
+from analytics_core.events import DAY, MINUTE, micros, moment
+from analytics_core.events.times import EARLIEST
 
 Interval = Literal["minute", "hour", "day", "week", "month"]
 I64 = npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""One filter, two readings: a DuckDB predicate with bound values, and a mask over an `EventBatch`.
+"""One filter, two readings: a DuckDB predicate with bound values, and a mask over `Events`.
 
 Both agree on types: text equals text and a number equals a number, never ``"5"`` and ``5``. What a property lacks or
 holds in another type does not match, except under ``!=``.
@@ -7,7 +7,7 @@ holds in another type does not match, except under ``!=``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from msgspec import Struct
 
 from analytics_core.errors import ParameterError, near
-from analytics_core.events import TIMESTAMP, EventBatch, moment, parse_time
+from analytics_core.events import TIMESTAMP, moment
+from analytics_core.events.times import parse_time
 from analytics_core.properties import extract_property
 
 Bind = Callable[[Any], str]
@@ -52,6 +53,16 @@ _COMPARE: Final[dict[str, Callable[..., Any]]] = {
     "<": pc.less,
     "<=": pc.less_equal,
 }
+
+
+class Events(Protocol):
+    """Events as columns: an `EventBatch`, or some of its events."""
+
+    def __len__(self) -> int: ...
+
+    def column(self, name: str) -> pa.Array: ...
+
+    def property(self, name: str, type: type[str | float | int | bool]) -> pa.Array: ...  # noqa: A002
 
 
 class Field(Struct, frozen=True):
@@ -102,13 +113,13 @@ class Field(Struct, frozen=True):
         """RFC 6901, which can name any key."""
         return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in self.path.split("."))
 
-    def column_of(self, batch: EventBatch, kind: type) -> pa.Array:
-        """The value of each event as Arrow ``kind`` (str, float, bool), shape ``(len(batch),)``; null when absent."""
+    def column_of(self, events: Events, kind: type) -> pa.Array:
+        """The value of each event as Arrow ``kind`` (str, float, bool), shape ``(len(events),)``; null when absent."""
         if self.column == "properties":
-            return batch.property(self.path, kind)
+            return events.property(self.path, kind)
         if self.path:
-            return extract_property(batch.column(self.column), self.path, kind)
-        found = batch.column(self.column)
+            return extract_property(events.column(self.column), self.path, kind)
+        found = events.column(self.column)
         return found.dictionary_decode() if isinstance(found, pa.DictionaryArray) else found
 
 
@@ -146,28 +157,28 @@ class Filter(Struct, frozen=True):
             return "(" + " OR ".join(_equal(self.field, v, bind) for v in self.value) + ")"
         return f"{self.field.column} IN ({', '.join(map(bind, self.value))})"
 
-    def mask(self, batch: EventBatch) -> npt.NDArray[np.bool_]:
-        """Which events match, shape ``(len(batch),)``."""
+    def mask(self, events: Events) -> npt.NDArray[np.bool_]:
+        """Which events match, shape ``(len(events),)``."""
         if self.op == "exists":
-            return self._present(batch) if self.value else ~self._present(batch)
+            return self._present(events) if self.value else ~self._present(events)
         if self.op == "in":
-            none = np.zeros(len(batch), np.bool_)
-            return _any([none, *(self._compare(batch, "=", v) for v in self.value)])
+            none = np.zeros(len(events), np.bool_)
+            return _any([none, *(self._compare(events, "=", v) for v in self.value)])
         if self.op == "!=":
-            return ~self._compare(batch, "=", self.value)
+            return ~self._compare(events, "=", self.value)
         if self.op == "contains":
-            return _plain(pc.match_substring(self.field.column_of(batch, str), self.value))
-        return self._compare(batch, self.op, self.value)
+            return _plain(pc.match_substring(self.field.column_of(events, str), self.value))
+        return self._compare(events, self.op, self.value)
 
-    def _present(self, batch: EventBatch) -> npt.NDArray[np.bool_]:
+    def _present(self, events: Events) -> npt.NDArray[np.bool_]:
         kinds = (str, float, bool) if self.field.path else (str,)
-        return _any([_plain(pc.is_valid(self.field.column_of(batch, k))) for k in kinds])
+        return _any([_plain(pc.is_valid(self.field.column_of(events, k))) for k in kinds])
 
-    def _compare(self, batch: EventBatch, op: str, value: Any) -> npt.NDArray[np.bool_]:
+    def _compare(self, events: Events, op: str, value: Any) -> npt.NDArray[np.bool_]:
         if value is None:
-            return ~self._present(batch)
+            return ~self._present(events)
         kind = bool if isinstance(value, bool) else float if _is_number(value) else str
-        column = self.field.column_of(batch, kind)
+        column = self.field.column_of(events, kind)
         scalar = pa.scalar(value, TIMESTAMP) if self.field.kind == "time" else pa.scalar(kind(value))
         return _plain(_COMPARE[op](column, scalar))
 

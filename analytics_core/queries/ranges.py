@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from analytics_core.errors import ParameterError, near
-from analytics_core.events import EARLIEST, moment
+from analytics_core.events import moment
+from analytics_core.events.times import EARLIEST
 from analytics_core.metrics.buckets import instant, zone_named
 from analytics_core.records import TimeRange
 

@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Raw
 
 from analytics_core.errors import ParameterError, near
-from analytics_core.events import EARLIEST, MAX_ID, MAX_NAME, Event, parse_time
+from analytics_core.events import MAX_ID, MAX_NAME, Event
+from analytics_core.events.times import EARLIEST, parse_time
 
 MAX_EVENTS: Final = 100_000
 MAX_BYTES: Final = 32 << 20

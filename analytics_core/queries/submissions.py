@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Final, Literal, Protocol
@@ -17,23 +17,13 @@ import structlog
 from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError, NotFoundError, OverloadedError, ParameterError
-from analytics_core.events import (
-    MINUTE,
-    Columns,
-    Event,
-    EventBatch,
-    micros,
-    moment,
-    placed,
-    read_times,
-    texts,
-    to_batch,
-)
-from analytics_core.queries.analyses import jsonable
-from analytics_core.queries.points import merge
+from analytics_core.events import MINUTE, Event, EventBatch, micros, moment, placed
+from analytics_core.events.columns import Columns, texts, to_batch
+from analytics_core.events.times import read_times
+from analytics_core.queries.findings import findings
 from analytics_core.queries.sessions import read_events
-from analytics_core.records import Metric, Outcome, ProcessResult
-from analytics_core.state import Point, StateStore
+from analytics_core.records import Outcome, ProcessResult
+from analytics_core.state import StateStore
 
 KIND: Final = "analysis"
 SOURCE: Final = "submission"
@@ -189,15 +179,14 @@ class Submissions:
         started = asyncio.get_running_loop().time()
         try:
             batch = await self._enriched(await asyncio.to_thread(as_batch, events, tenant, self._clock()))
-            found = await self._host.fold_once(analysis.type, replayed(batch))
-            analysis.insights = jsonable(list(found.insights))
-            analysis.patterns = jsonable(list(found.patterns))
-            analysis.metrics = await asyncio.to_thread(figures, found.metrics)
+            result = await self._host.fold_once(analysis.type, replayed(batch))
+            found = await asyncio.to_thread(findings, analysis.type, result)
+            analysis.insights, analysis.patterns, analysis.metrics = found
             analysis.status = "done"
         except AnalyticsError as error:
-            analysis.status, analysis.error = "failed", str(error)
+            analysis.status, analysis.error = "failed", _text(error)
         except Exception as error:  # whatever it was, whoever waits for the result must see an end
-            analysis.status, analysis.error = "failed", f"{type(error).__name__}: {error}"
+            analysis.status, analysis.error = "failed", f"{type(error).__name__}: {_text(error)}"
             _log.exception("analysis_failed", analysis=analysis.analysis_id, plugin=analysis.type, tenant=tenant)
         finally:
             self._waiting -= 1
@@ -216,6 +205,11 @@ class Submissions:
     async def _write(self, analysis: Analysis, tenant: str) -> None:
         body = msgspec.json.encode(analysis)
         await asyncio.to_thread(self._state.document, tenant, KIND, analysis.analysis_id, body)
+
+
+def _text(error: Exception) -> str:
+    """What it says, as far as it can be stored."""
+    return str(error).encode(errors="replace").decode()
 
 
 def as_batch(events: Sequence[Event], tenant: str, now: datetime) -> EventBatch:
@@ -250,41 +244,3 @@ def replayed(batch: EventBatch) -> list[EventBatch]:
         EventBatch(batch.record_batch.slice(low, high - low), batch.tenant, moment(int(at[high - 1])))
         for low, high in pairwise(cuts)
     ]
-
-
-def figures(metrics: Iterable[Metric]) -> dict[str, Any]:
-    """One figure per metric name: its windows merged by kind; labels as a breakdown beside the total."""
-    latest: dict[tuple[Any, ...], Point] = {}
-    for metric in metrics:  # an upsert: of equal keys the last one holds
-        labels = tuple(sorted(metric.labels.items()))
-        point = Point(
-            lane="",
-            name=metric.name,
-            start=metric.window.start,
-            seconds=metric.window.seconds,
-            labels=metric.labels,
-            kind=metric.kind,
-            value=metric.value,
-            sketch=metric.sketch,
-            unit=metric.unit,
-        )
-        latest[metric.name, metric.window.start, metric.window.seconds, labels] = point
-    by_name: dict[str, dict[tuple[tuple[str, str], ...], list[Point]]] = {}
-    for (name, _, _, labels), point in latest.items():
-        by_name.setdefault(name, {}).setdefault(labels, []).append(point)
-    return {name: jsonable(_figure(name, groups)) for name, groups in sorted(by_name.items())}
-
-
-def _figure(name: str, groups: Mapping[tuple[tuple[str, str], ...], list[Point]]) -> Any:
-    shortest = min(point.seconds for points in groups.values() for point in points)
-    fitting = {k: [p for p in points if p.seconds == shortest] for k, points in groups.items()}
-    everything = [point for points in fitting.values() for point in points]
-    value = merge(fitting.get(()) or everything, everything[0].kind, name)
-    if set(groups) == {()}:
-        return value
-    split = [
-        {"labels": dict(labels), "value": merge(points, points[0].kind, name)}
-        for labels, points in fitting.items()
-        if labels and points
-    ]
-    return {"value": value, "breakdown": split}

@@ -355,7 +355,7 @@ def test_a_fault_in_a_group_settles_every_request_of_it(tmp_path: Path, monkeypa
     async def scenario() -> None:
         async with house(tmp_path) as h:
             with monkeypatch.context() as patched:
-                patched.setattr("analytics_core.intake.group.to_batch", lambda *_, **__: 1 / 0)
+                patched.setattr("analytics_core.intake.group.unplaced", lambda *_, **__: 1 / 0)
                 posts = (h.post([event("a", f"{i}")]) for i in range(5))
                 outcomes = await asyncio.gather(*posts, return_exceptions=True)
             assert [type(o) for o in outcomes] == [LogWriteError] * 5

@@ -14,6 +14,7 @@ import pytest
 
 from analytics_core.errors import NotFoundError, ParameterError, QueryError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
+from analytics_core.hashing import hash_strings
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.log.segments import SegmentLog
 from analytics_core.manifest import Deployment, MetricManifest
@@ -21,7 +22,7 @@ from analytics_core.queries import series
 from analytics_core.queries.history import History
 from analytics_core.queries.series import MetricQueries
 from analytics_core.records import Metric, TimeRange, Window
-from analytics_core.sketches import HistogramSketch, UniqueSketch, hash_strings
+from analytics_core.sketches import HistogramSketch, UniqueSketch
 from analytics_core.state import Checkpoint, Outputs
 from analytics_core.state.sqlite import SqliteState
 from analytics_core.testing import batch

@@ -17,12 +17,14 @@ from analytics_core import hookimpl
 from analytics_core.config import Intake as IntakeSettings
 from analytics_core.errors import HookFailedError, NotFoundError, OverloadedError, ParameterError
 from analytics_core.events import EventBatch
+from analytics_core.hashing import hash_strings
 from analytics_core.intake import Intake
 from analytics_core.log.dedup import Deduplicator
 from analytics_core.log.segments import SegmentLog
-from analytics_core.queries.submissions import Submissions, figures, replayed
+from analytics_core.queries.findings import figures
+from analytics_core.queries.submissions import Submissions, replayed
 from analytics_core.records import Insight, Metric, Pattern, ProcessResult, Window
-from analytics_core.sketches import UniqueSketch, hash_strings
+from analytics_core.sketches import UniqueSketch
 from analytics_core.state.sqlite import SqliteState
 from analytics_core.testing import batch
 
@@ -70,7 +72,8 @@ class Host:
         self.gate = asyncio.Event()
         self.gate.set()
         self.masks = False
-        self.fails = False
+        self.fails = ""
+        self.data: dict[Any, Any] = {}
         self.folded: list[EventBatch] = []
 
     def views(self) -> list[Any]:
@@ -88,12 +91,13 @@ class Host:
     async def fold_once(self, plugin: str, batches: Sequence[EventBatch]) -> ProcessResult:
         await self.gate.wait()
         if self.fails:
-            raise HookFailedError(plugin, "process", "it broke")
+            raise HookFailedError(plugin, "process", self.fails)
         self.folded = list(batches)
         fold = Counter()
         results = [fold.process(each) for each in batches if len(each)]
+        insights = [*results[0].insights, Insight(key="more", title="more", description="", data=self.data)]
         return ProcessResult(
-            metrics=[m for r in results for m in r.metrics], insights=results[0].insights, patterns=results[0].patterns
+            metrics=[m for r in results for m in r.metrics], insights=insights, patterns=results[0].patterns
         )
 
 
@@ -135,7 +139,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 def test_sessions_are_stored_and_answered_by_a_fold_over_exactly_them(tmp_path: Path) -> None:
     async def main() -> None:
         async with house(tmp_path) as at:
-            await at.submissions.submit("user-behavior", {"events": [{"event": "other"}]}, "default")
+            await at.done(await at.submissions.submit("user-behavior", {"events": [{"event": "other"}]}, "default"))
             analysis_id = await at.submissions.submit("user_behavior", SESSIONS, "default")
             found = await at.done(analysis_id)
             assert sorted(at.stored(), key=str)[0] == ("default", "click", "u1", "s1")
@@ -190,11 +194,53 @@ def test_a_result_is_pending_until_it_is_there_and_the_number_at_once_is_bounded
 def test_a_plugin_that_fails_gives_a_failed_result(tmp_path: Path) -> None:
     async def main() -> None:
         async with house(tmp_path) as at:
-            at.host.fails = True
+            at.host.fails = "it broke"
             found = await at.done(await at.submissions.submit("user-behavior", SESSIONS, "default"))
             assert (found["success"], found["status"]) == (False, "failed")
             assert "it broke" in found["error"]
             assert len(at.stored()) == 4
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ({"totals": [1, 10**5000]}, "insights[1].data.totals[1]: Exceeds the limit"),
+        ({"word": "\ud800"}, "insights[1].data.word: 'utf-8' codec can't encode character '\\ud800'"),
+        ({"by": {("a", "b"): 1}}, "insights[1].data.by: Only dicts with str-like or number-like keys"),
+    ],
+)
+def test_a_value_that_json_cannot_hold_gives_a_failed_result_that_names_its_place(
+    tmp_path: Path, data: dict[Any, Any], problem: str
+) -> None:
+    async def main() -> None:
+        async with house(tmp_path) as at:
+            at.host.data = data
+            found = await at.done(await at.submissions.submit("user-behavior", SESSIONS, "default"))
+            assert (found["success"], found["status"], found["insights"]) == (False, "failed", [])
+            assert found["error"].startswith(f"Plugin 'user-behavior': hook 'process' failed: {problem}")
+
+    asyncio.run(main())
+
+
+def test_an_integer_beyond_64_bits_is_answered_as_it_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with house(tmp_path) as at:
+            at.host.data = {"n": 2**64}
+            found = await at.done(await at.submissions.submit("user-behavior", SESSIONS, "default"))
+            assert (found["status"], found["insights"][1]["data"]) == ("done", {"n": 2**64})
+
+    asyncio.run(main())
+
+
+def test_an_error_with_half_a_character_can_be_read(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with house(tmp_path) as at:
+            at.host.fails = "it broke on \ud800"
+            found = await at.done(await at.submissions.submit("user-behavior", SESSIONS, "default"))
+            assert found["status"] == "failed"
+            assert found["error"].endswith("it broke on ?")
 
     asyncio.run(main())
 

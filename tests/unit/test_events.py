@@ -11,23 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analytics_core.events import (
-    DAY,
-    EARLIEST,
-    MINUTE,
-    SCHEMA,
-    Columns,
-    Event,
-    EventBatch,
-    clock_skew,
-    micros,
-    moment,
-    parse_time,
-    placed,
-    read_times,
-    texts,
-    to_batch,
-)
+from analytics_core.events import DAY, MINUTE, SCHEMA, Event, EventBatch, micros, moment, placed
+from analytics_core.events.columns import Columns, empty_objects, identifiers, texts, to_batch, word, words
+from analytics_core.events.times import EARLIEST, clock_skew, parse_time, read_times
 from analytics_core.properties import extract_property
 
 NOW = micros(datetime(2025, 6, 1, 12, tzinfo=UTC))
@@ -124,6 +110,36 @@ def test_a_batch_has_the_columns_of_the_design() -> None:
     assert made.column("session_id").to_pylist() == [None, None]
     row = made.rows()[0]
     assert (row.name, row.properties, row.timestamp) == ("page_view", {"path": "/"}, moment(NOW))
+
+
+ID = st.none() | st.integers() | st.text(st.characters(codec="utf-8"), max_size=4)
+
+
+@given(st.integers(0, 20).flatmap(lambda n: st.lists(st.lists(ID, min_size=n, max_size=n), min_size=1, max_size=4)))
+def test_ids_are_the_same_whatever_other_ids_they_are_converted_with(ids: list[list[str | int | None]]) -> None:
+    made, whole = identifiers(*ids)
+    assert [column.to_pylist() for column in made] == [
+        [None if value in (None, "") else str(value) for value in column] for column in ids
+    ]
+    assert all(column.type == pa.string() for column in [*made, whole])
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=2)))
+def test_words_are_coded_in_the_order_of_their_first_use(values: list[str]) -> None:
+    column, distinct = words(values)
+    column.validate(full=True)
+    assert column.to_pylist() == values
+    assert column.dictionary.to_pylist() == distinct == list(dict.fromkeys(values))
+
+
+@pytest.mark.parametrize("length", [0, 1, 1 << 14, (1 << 14) + 1])
+def test_a_column_of_one_value_may_be_of_any_length(length: int) -> None:
+    for text in ("a", "b" * 1000):
+        made = word(text, length)
+        made.validate(full=True)
+        assert made.to_pylist() == [text] * length
+    assert empty_objects(length).to_pylist() == ["{}"] * length
+    assert texts([msgspec.Raw(b"{}")] * length).to_pylist() == ["{}"] * length
 
 
 def test_a_property_is_a_typed_column_with_nulls_where_it_does_not_fit() -> None:

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics_core.errors import ConfigError, ImportFileError
-from analytics_core.events import Event, Times, read_times
+from analytics_core.events import Event
+from analytics_core.events.times import Times, read_times
 from analytics_core.importing import ABSENT, FileImport, Wanted
 
 CLICKS = "user_id,session_id,event,timestamp,platform,clicks,paid\n"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics_core.sketches import HistogramSketch, UniqueSketch, hash_rows, hash_strings
+from analytics_core.hashing import hash_rows, hash_strings
+from analytics_core.sketches import HistogramSketch, UniqueSketch
 
 NUMBERS = st.lists(
     st.floats(-1e12, 1e12) | st.sampled_from([0.0, 1e-9, -1e-9, 1e-300, 1e300, -1e300, 0.1, 8589934592.5])
@@ -66,6 +67,17 @@ def test_hashes_differ_by_seed_length_and_padding() -> None:
 def test_every_bit_of_the_hash_is_used() -> None:
     bits = np.unpackbits(hash_strings([f"u{n}" for n in range(20_000)]).view(np.uint8).reshape(-1, 8), axis=1)
     assert np.abs(bits.mean(axis=0) - 0.5).max() < 0.02
+
+
+def test_the_hash_of_a_string_does_not_depend_on_those_beside_it() -> None:
+    """Of one length or of many, and more than are hashed at a time."""
+    lengths = np.random.default_rng(1).integers(0, 40, 20_000)
+    many = [f"{n:x}" * 8 for n in range(20_000)]
+    for words in ([word[:length] for word, length in zip(many, lengths, strict=True)], [w[-8:] for w in many]):
+        found = hash_strings(pa.array(words))
+        for at in (0, 1, 8_190, 8_191, 8_192, 8_193, 16_383, 16_384, 19_999):
+            assert found[at] == hash_strings([words[at]])[0]
+        assert found.tolist() == [*hash_strings(words[:7]).tolist(), *hash_strings(pa.array(words)[7:]).tolist()]
 
 
 def test_hash_rows_takes_rows_of_one_length() -> None:
