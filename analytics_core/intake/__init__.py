@@ -3,15 +3,15 @@
     bytes -> decode -> group -> check -> drop duplicates -> enrich -> committer -> outcome of each request
 
 Requests of one tenant and source share a `Group`, so the fixed cost of columns, hashes and frames is paid once for all
-of them. A quiet host groups what came in the same turn of the loop; while two groups are under way, what arrives waits
-for the next, so that groups grow with the load and nobody waits on an idle host.
+of them. A quiet host groups what came in the same turn of the loop; while one group is under way, what arrives is
+decoded and waits for the next, so that groups grow with the load and nobody waits on an idle host.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -36,7 +36,6 @@ _INFLATE_ON_LOOP = 1 << 12
 _USUAL_RATIO = 8
 """How much larger an inflated body is taken to be until it is known."""
 _GROUP_EVENTS = 16_384
-_UNDER_WAY = 2
 _MAX_KEY = 255
 
 
@@ -67,7 +66,7 @@ class Intake:
         self._ids = Ids()
         self._inflaters = ThreadPoolExecutor(2, thread_name_prefix="inflate")
         self._open: dict[tuple[str, str], deque[Submission]] = {}
-        self._under_way: Counter[tuple[str, str]] = Counter()
+        self._under_way: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.queued_bytes = 0
         self._last_received = 0
@@ -169,14 +168,14 @@ class Intake:
         waiting = self._open.get(key)
         if waiting is None:
             waiting = self._open[key] = deque()
-            if self._under_way[key] < _UNDER_WAY:
+            if key not in self._under_way:
                 asyncio.get_running_loop().call_soon(self._close_group, key)
         waiting.append(submission)
 
     def _close_group(self, key: tuple[str, str]) -> None:
         """Send off what waits under ``key``, up to about `_GROUP_EVENTS`; the rest goes with the next group."""
         waiting = self._open.get(key)
-        if not waiting or self._under_way[key] >= _UNDER_WAY:
+        if not waiting or key in self._under_way:
             return
         submissions = []
         size = 0
@@ -186,7 +185,7 @@ class Intake:
         if not waiting:
             del self._open[key]
         group = Group(submissions, *key, self.settings.max_event_bytes, self._ids)
-        self._under_way[key] += 1
+        self._under_way.add(key)
         task = asyncio.ensure_future(group.run(self._way))
         self._tasks.add(task)
         task.add_done_callback(partial(self._group_done, key, group))
@@ -194,9 +193,7 @@ class Intake:
     def _group_done(self, key: tuple[str, str], group: Group, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self.clamped += group.clamped
-        self._under_way[key] -= 1
-        if not self._under_way[key]:
-            del self._under_way[key]
+        self._under_way.discard(key)
         self._close_group(key)
 
 
