@@ -413,6 +413,7 @@ def test_a_process_that_sends_no_frame_or_a_giant_is_ended(house: House, problem
 def test_a_damaged_log_is_not_the_plugins_fault_and_is_not_tried_again(house: House, isolation: str) -> None:
     house.add(3)
     house.add(3)
+    house.add(0)  # on a quiet log every read is one of the file
     path = next((house.data).rglob(f"*{SUFFIX}"))
     with path.open("r+b") as file:
         file.seek(200)
