@@ -29,6 +29,7 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Settings, check_exposure
 from analytics_core.errors import ConfigError, StorageError
 from analytics_core.host.plugins import PluginHost
+from analytics_core.host.reloader import Reloader
 from analytics_core.intake import Intake
 from analytics_core.lake import RetentionPolicy
 from analytics_core.lake.delta import DeltaStore
@@ -63,6 +64,7 @@ def serve(settings: Settings, *, ready: Callable[[], None] | None = None) -> Non
     check_exposure(settings)
     configure_logging(settings.logging, sys.stderr)
     gc.set_threshold(*_GC_THRESHOLDS)
+    gc.freeze()  # what the imports have made stays, and no later collection looks at it; plugins come after, and may go
     uvloop.run(_serve(settings, ready))
 
 
@@ -79,7 +81,6 @@ async def _serve(settings: Settings, ready: Callable[[], None] | None) -> None:
     async with AsyncExitStack() as stack:
         services = await open_services(settings, stack, on_fatal)
         url = await listen(services, stack)
-        gc.freeze()  # what the start has made stays: no later collection needs to look at it
         _log.info("listening", url=url, data=str(settings.storage.data_dir), plugins=len(services.host.views()))
         if ready is not None:
             ready()
@@ -145,6 +146,12 @@ async def open_services(
     stack.push_async_callback(submissions.close)
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     stack.callback(live.close)
+    if settings.plugins.watch != "off":
+        reloader = Reloader(
+            host, settings.manifests_dir, environ, deployment, polling=settings.plugins.watch == "poll"
+        )
+        await asyncio.to_thread(reloader.start)
+        stack.push_async_callback(asyncio.to_thread, reloader.stop)
     outbox.start()  # last: what a crash has left unpublished is for those who listen now
     return Services(
         settings=settings,

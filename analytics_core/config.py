@@ -95,10 +95,15 @@ class Lanes(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Plugins(Struct, frozen=True, forbid_unknown_fields=True):
-    """``enabled`` lists the only plugins that may run; None leaves it to each plugin's settings manifest."""
+    """``enabled`` lists the only plugins that may run; None leaves it to each plugin's settings manifest.
+
+    ``watch``: whether changed manifests, sources and distributions are taken into the running host; ``notify`` by the
+    system's notifications, ``poll`` by looking twice a second.
+    """
 
     enabled: tuple[str, ...] | None = None
     auto_load: bool = True
+    watch: Literal["notify", "poll", "off"] = "notify"
 
 
 class Live(Struct, frozen=True, forbid_unknown_fields=True):

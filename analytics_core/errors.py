@@ -242,6 +242,13 @@ class FencedError(StorageError):
         super().__init__(f"lane {lane!r}: epoch {epoch} is over, the current one is {current}; nothing was written")
 
 
+class LaneEndedError(AnalyticsError):
+    """A lane was asked for something between two batches, and there will be no further batch."""
+
+    def __init__(self, lane: str) -> None:
+        super().__init__(f"lane {lane!r} has ended")
+
+
 class RetentionHeldError(StorageError):
     """A retention run that would drop too much, or that follows a clock jump, waits for the operator.
 
@@ -267,6 +274,13 @@ class PluginError(AnalyticsError):
     def __init__(self, plugin: str, problem: str) -> None:
         self.plugin = plugin
         super().__init__(f"Plugin {plugin!r}: {problem}")
+
+
+class RestartRequiredError(PluginError):
+    """A change that a running process cannot take in: only a new process of the host can."""
+
+    def __init__(self, plugin: str, problem: str) -> None:
+        super().__init__(plugin, f"restart_required: {problem}")
 
 
 class HookRefusedError(PluginError):

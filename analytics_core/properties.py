@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +20,6 @@ PROPERTY_TYPES: Final[dict[type | str, tuple[pa.DataType, tuple[type, ...]]]] = 
 }
 _ESCAPABLE: Final = frozenset('"\\/')
 """What JSON may write in two ways besides the escape by code point."""
-_ESCAPE: Final = re.compile(rb"\\u")
 
 
 def extract_property(column: pa.Array, name: str, kind: type) -> pa.Array:
@@ -51,10 +49,21 @@ def _may_name(column: pa.Array, key: str) -> npt.NDArray[np.bool_]:
     """Which texts may hold ``key``: a search through the bytes is far cheaper than to decode what cannot have it."""
     if not (key.isascii() and key.isprintable()) or set(key) & _ESCAPABLE:
         return np.ones(len(column), np.bool_)
-    if _ESCAPE.search(column.buffers()[2]):  # a key may be written with escapes
+    text = _bytes(column)
+    if b"\\u" in text:  # a key may be written with escapes
         return np.ones(len(column), np.bool_)
+    if f'"{key}"'.encode() not in text:
+        return np.zeros(len(column), np.bool_)
     mask: npt.NDArray[np.bool_] = pc.match_substring(column, f'"{key}"').to_numpy(zero_copy_only=False)
     return mask
+
+
+def _bytes(column: pa.Array) -> bytes:
+    """The texts end to end; of a slice its own alone."""
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, np.int32, len(column) + 1, 4 * column.offset)
+    text: bytes = data.slice(int(bounds[0]), int(bounds[-1] - bounds[0])).to_pybytes()
+    return text
 
 
 class _Holders(NamedTuple):

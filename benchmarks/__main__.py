@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from benchmarks import busy, measures
+from benchmarks import busy, measures, reloads
 
 PARTS: dict[str, tuple[str, Callable[[bool], Any]]] = {
     "startup": (
@@ -26,6 +26,10 @@ PARTS: dict[str, tuple[str, Callable[[bool], Any]]] = {
     ),
     "push": ("POST to the socket client's metric", lambda quick: measures.push(30 if quick else 300)),
     "kills": ("kill -9 under load", lambda quick: measures.kills(5 if quick else 50)),
+    "reloads": (
+        "hot reload under load: what is lost, how long a lane stands still",
+        lambda quick: reloads.measure(6 if quick else 500),
+    ),
     "memory": ("resident memory after 10 M events", lambda quick: measures.memory(500_000 if quick else 10_000_000)),
     "busy": (
         "ack p99 beside a busy pure-Python plugin, in a thread and in a process",

@@ -5,11 +5,12 @@ A distribution declares ``[project.entry-points."analytics_core.plugins"]`` with
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import Distribution, EntryPoint, MetadataPathFinder, distributions
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -25,8 +26,10 @@ GROUP: Final = "analytics_core.plugins"
 class Found(Struct, frozen=True):
     """One installed plugin. ``problem`` says why it cannot be loaded; ``state`` is then where it ends (DESIGN §9).
 
-    ``directory`` holds the sources of ``package`` (or, when that is a single module, the module's file). ``guards``
-    says of a manifest that cannot be read that it seems to be of a plugin without which no event may be stored.
+    ``directory`` holds the sources of ``package`` or, when they are missing, is where they are expected; it is ``.``
+    when nothing says where. Of a ``single`` module it holds the module's file. ``file`` is the manifest, relative to
+    it. ``guards`` says of a manifest that cannot be read that it seems to be of a plugin without which no event may be
+    stored.
     """
 
     name: str
@@ -38,6 +41,12 @@ class Found(Struct, frozen=True):
     problem: str | None = None
     state: Literal["discovered", "invalid", "incompatible"] = "discovered"
     guards: bool = False
+    file: str = "plugin.yaml"
+    single: bool = False
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.directory / self.file
 
 
 class _NotFoundError(Exception):
@@ -48,8 +57,11 @@ def discover(paths: Sequence[str] | None = None) -> list[Found]:
     """Every plugin that a distribution on ``paths`` (default: ``sys.path``) declares, sorted by name.
 
     Nothing is raised for a broken plugin: its `Found` carries the problem. Of several copies of one distribution the
-    first on the path counts, as it does for imports.
+    first on the path counts, as it does for imports. What was installed or removed since the process began is seen;
+    an installation that is under way may be seen in part.
     """
+    importlib.invalidate_caches()  # they go by the time of a directory, which two changes in one tick share
+    MetadataPathFinder().invalidate_caches()  # Python 3.11 leaves this one out
     searched = list(sys.path if paths is None else paths)
     found = [_found(declared, searched, hooks=paths is None) for declared in _declared(searched)]
     return sorted(_without_clashes(found), key=lambda f: (f.name, f.distribution))
@@ -65,29 +77,57 @@ class _Declared(NamedTuple):
 def _declared(paths: list[str]) -> Iterator[_Declared]:
     seen: set[str] = set()
     for dist in distributions(path=paths):
-        text = dist.read_text("entry_points.txt")
-        if not text or GROUP not in text:  # the metadata of every other distribution stays unparsed
+        text = _text(dist, "entry_points.txt")
+        if GROUP not in text or not _is_installed(dist, paths):  # the metadata of the others stays unparsed
             continue
         metadata = dist.metadata  # parsed anew each time it is asked for
+        if "Name" not in metadata or "Version" not in metadata:  # still being written
+            continue
         name, version = metadata["Name"], metadata["Version"]
         if _normal(name) in seen:
             continue
         seen.add(_normal(name))
-        entries = (entry for entry in dist.entry_points if entry.group == GROUP)
-        yield from (_Declared(dist, name, version, entry) for entry in entries)
+        yield from (_Declared(dist, name, version, entry) for entry in _entries(dist, name))
+
+
+def _text(dist: Distribution, file: str) -> str:
+    try:
+        return dist.read_text(file) or ""
+    except (OSError, ValueError):
+        return ""
+
+
+def _entries(dist: Distribution, name: str) -> list[EntryPoint]:
+    try:
+        return [entry for entry in dist.entry_points if entry.group == GROUP]
+    except (TypeError, ValueError):  # a line without '='
+        return [EntryPoint(name, "", GROUP)]
+
+
+def _is_installed(dist: Distribution, paths: list[str]) -> bool:
+    """Whether the metadata stands for an installation. What pip has moved aside (``~ame-1.dist-info``) does not, nor
+    does the ``name.egg-info`` that setuptools writes beside the sources and nobody removes, unless a ``.egg-link``
+    leads to it; an installed one bears its version, as in ``name-1-py3.11.egg-info``."""
+    info = Path(str(getattr(dist, "_path", "")))
+    if info.suffix != ".egg-info" or "-" in info.stem:
+        return not info.name.startswith("~")
+    links = (link for path in paths for link in Path(path).glob("*.egg-link"))
+    return any(info.parent.resolve() == line.resolve() for link in links for line in _lines(link)[:1])
 
 
 def _found(declared: _Declared, paths: list[str], *, hooks: bool) -> Found:
     dist, distribution, version, entry = declared
     package, _, file = entry.value.partition(":")
-    found = Found(entry.name, distribution, version, package.strip(), Path())
+    found = Found(entry.name, distribution, version, package.strip(), Path(), file=file.strip() or "plugin.yaml")
     try:
         if not re.fullmatch(r"\w+(\.\w+)*", found.package) or not file.strip():
             raise _NotFoundError(f"its entry point is {entry.value!r}; valid is 'package:plugin.yaml'")
-        found = replace(found, directory=_directory(found.package, dist, paths, hooks=hooks))
+        found = replace(found, directory=_expected(found.package, dist))
+        directory, single = _directory(found.package, dist, paths, hooks=hooks)
     except _NotFoundError as error:
         return replace(found, problem=str(error), state="invalid")
-    path = found.directory / file.strip()
+    found = replace(found, directory=directory, single=single)
+    path = found.manifest_file
     try:
         manifest = read_plugin(path)
     except IncompatibleError as error:
@@ -121,30 +161,37 @@ def _checked(found: Found) -> Found:
     return found
 
 
-def _directory(package: str, dist: Distribution, paths: list[str], *, hooks: bool) -> Path:
-    """Where the sources of ``package`` are, walking down from the spec of its top level."""
+def _expected(package: str, dist: Distribution) -> Path:
+    """Where a package would be that is not to be found."""
+    return next(iter(_linked(dist)), Path(str(dist.locate_file("")))).joinpath(*package.split("."))
+
+
+def _directory(package: str, dist: Distribution, paths: list[str], *, hooks: bool) -> tuple[Path, bool]:
+    """Where the sources of ``package`` are, walking down from the spec of its top level, and whether it is a single
+    module."""
     top, *rest = package.split(".")
     spec = _top_level(top, dist, paths, hooks=hooks)
     if spec.submodule_search_locations is None:
         if rest or spec.origin is None:
             raise _NotFoundError(f"{top!r} is a single module, so there is no {package!r}")
-        return Path(spec.origin).parent
+        return Path(spec.origin).parent, True
     locations = [Path(location) for location in spec.submodule_search_locations]
     for part in rest:
         locations = [location / part for location in locations if (location / part).is_dir()]
     if not locations:
         raise _NotFoundError(f"the package {package!r} of its entry point does not exist below {spec.name!r}")
-    return locations[0]
+    return locations[0], False
 
 
 def _top_level(top: str, dist: Distribution, paths: list[str], *, hooks: bool) -> ModuleSpec:
-    spec = PathFinder.find_spec(top, paths) or PathFinder.find_spec(top, list(_linked(dist)))
+    linked = [str(directory) for directory in _linked(dist)]  # first: ``sys.path`` may have those of an earlier one
+    spec = PathFinder.find_spec(top, linked) or PathFinder.find_spec(top, paths)
     if spec is None and hooks:  # editable installs by import hook; asking for a top level imports nothing
         finders = (f for f in sys.meta_path if f is not PathFinder and hasattr(f, "find_spec"))
         spec = next((s for s in (f.find_spec(top, None) for f in finders) if s is not None), None)
     if spec is not None and (spec.submodule_search_locations is not None or spec.has_location):
         return spec
-    editable = (dist.read_text("direct_url.json") or "").replace(" ", "").find('"editable":true') >= 0
+    editable = _text(dist, "direct_url.json").replace(" ", "").find('"editable":true') >= 0
     raise _NotFoundError(
         f"the package {top!r} is not to be found"
         + (
@@ -156,17 +203,20 @@ def _top_level(top: str, dist: Distribution, paths: list[str], *, hooks: bool) -
     )
 
 
-def _linked(dist: Distribution) -> Iterator[str]:
-    """The directories in the ``.pth`` files of a distribution: editable installs newer than this process."""
+def _linked(dist: Distribution) -> Iterator[Path]:
+    """The directories in the ``.pth`` files of a distribution: where an editable install has its sources."""
     for file in dist.files or ():
         if file.suffix == ".pth":
-            path = Path(str(dist.locate_file(file)))
-            lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-            yield from (str(path.parent / line.strip()) for line in lines if _is_directory(path.parent, line.strip()))
+            yield from _lines(Path(str(dist.locate_file(file))))
 
 
-def _is_directory(parent: Path, line: str) -> bool:
-    return bool(line) and not line.startswith(("#", "import ", "import\t")) and (parent / line).is_dir()
+def _lines(file: Path) -> list[Path]:
+    """The paths that a ``.pth`` or ``.egg-link`` file names."""
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+    return [file.parent / line for line in lines if line and not line.startswith(("#", "import ", "import\t"))]
 
 
 def _without_clashes(found: Iterable[Found]) -> Iterator[Found]:

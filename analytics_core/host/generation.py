@@ -5,12 +5,15 @@ from __future__ import annotations
 import traceback
 from importlib import import_module
 from types import TracebackType
+from typing import Any
+from weakref import ref
 
-from analytics_core.errors import PluginError
+from analytics_core.errors import PluginError, RestartRequiredError
 from analytics_core.host.discovery import Found
 from analytics_core.host.dispatch import Instance, is_interrupt
 from analytics_core.host.refusals import check_hooks
 from analytics_core.host.snapshot import ExtensionModuleError, Snapshot, read_sources
+from analytics_core.host.survivors import survivors
 from analytics_core.manifest import PluginManifest
 
 
@@ -25,6 +28,7 @@ class Generation:
         self._snapshot = snapshot
         self._class: type | None = plugin
         self._spare: Instance | None = self._make(plugin)
+        self._traces: list[ref[Any]] = []
 
     def __repr__(self) -> str:
         return f"<Generation {self.plugin} g{self.number}{'' if self._class else ' retired'}>"
@@ -43,8 +47,14 @@ class Generation:
         """Take its modules out of the interpreter. Instances that still run go on to work; harmless when repeated."""
         if self._spare is not None:
             self._spare.close()
+        if self._class is not None:
+            self._traces = [ref(self._class), *map(ref, self._snapshot.loaded())]
         self._class = self._spare = None
         self._snapshot.remove()
+
+    def survivors(self) -> tuple[str, ...]:
+        """What is still alive of a retired generation, by name."""
+        return survivors(self._snapshot.alias, self._traces)
 
     def _make(self, plugin: type) -> Instance:
         try:
@@ -59,8 +69,8 @@ class Generation:
 def load(found: Found, number: int) -> Generation:
     """Read the sources of ``found`` and make generation ``number`` of them. On any error nothing is left behind.
 
-    :raises PluginError: when the code cannot be imported or its class not be made; for a C extension inside the
-        package the text begins with ``restart_required``.
+    :raises PluginError: when the code cannot be imported or its class not be made.
+    :raises RestartRequiredError: for a C extension inside the package.
     :raises HookRefusedError: when its hooks do not fit the specification or the manifest.
     """
     if found.manifest is None or found.problem is not None:
@@ -71,9 +81,8 @@ def load(found: Found, number: int) -> Generation:
         single = module == found.package and not (found.directory / "__init__.py").is_file()
         sources = read_sources(found.package, found.directory, single=single)
     except ExtensionModuleError as error:
-        problem = f"restart_required: {error} is a C extension, of which a process holds one copy; move it to a package"
-        problem += " of its own and import that"
-        raise PluginError(manifest.name, problem) from error
+        problem = f"{error} is a C extension, of which a process holds one copy; move it to a package of its own and"
+        raise RestartRequiredError(manifest.name, f"{problem} import that") from error
     except OSError as error:
         raise PluginError(manifest.name, f"its sources cannot be read: {error}") from error
     snapshot = Snapshot(found.package, f"{found.package.replace('.', '_')}__g{number}", sources)

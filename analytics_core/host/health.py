@@ -27,10 +27,16 @@ State = Literal[
     "degraded",  # it failed while running and goes on from its checkpoint
     "quarantined",  # it failed too often in a row and rests
     "half_open",  # one attempt after the rest
+    "reloading",  # the present generation runs on while the next one is made beside it
+    "rolled_back",  # the next generation failed; the present one runs on
+    "restart_required",  # the change needs a new process of the host; the present generation runs on
 ]
 
-TRANSITIONS: Final[dict[State, frozenset[State]]] = {
-    "discovered": frozenset({"invalid", "incompatible", "blocked", "disabled", "unresolved", "loading"}),
+_JUDGED: Final[frozenset[State]] = frozenset({"invalid", "incompatible", "blocked", "disabled", "unresolved"})
+"""States in which a plugin is not to run, by what is installed and what the operator asks for."""
+_ANEW: Final[frozenset[State]] = frozenset({"discovered"})
+_AFTER: Final[dict[State, frozenset[State]]] = {
+    "discovered": frozenset({"loading"}),
     "invalid": frozenset(),
     "incompatible": frozenset(),
     "blocked": frozenset({"loading"}),
@@ -41,16 +47,26 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     "starting": frozenset({"start_error", "retrying", "active", "quarantined", "degraded"}),
     "start_error": frozenset(),
     "retrying": frozenset({"loading"}),
-    "active": frozenset({"degraded", "quarantined"}),
-    "degraded": frozenset({"active", "degraded", "quarantined"}),
+    "active": frozenset({"degraded", "quarantined", "reloading", "rolled_back", "restart_required"}),
+    "degraded": frozenset({"active", "degraded", "quarantined", "reloading", "rolled_back", "restart_required"}),
     "quarantined": frozenset({"half_open"}),
     "half_open": frozenset({"active", "quarantined"}),
+    "reloading": frozenset({"active", "degraded", "quarantined", "rolled_back", "restart_required"}),
+    "rolled_back": frozenset({"active", "degraded", "quarantined", "reloading", "restart_required"}),
+    "restart_required": frozenset({"active", "degraded", "quarantined", "reloading", "rolled_back"}),
 }
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    state: after.union(_JUDGED, _ANEW) for state, after in _AFTER.items()
+}
+"""What may follow what. When what is installed or asked for changes, any state may end in one of `_JUDGED`, or begin
+anew as ``discovered``."""
 
-RUNNING: Final[frozenset[State]] = frozenset({"active", "degraded", "half_open"})
+RUNNING: Final[frozenset[State]] = frozenset(
+    {"active", "degraded", "half_open", "reloading", "rolled_back", "restart_required"}
+)
 """States in which a plugin's concurrent hooks may be called."""
-FINAL: Final[frozenset[State]] = frozenset(state for state, after in TRANSITIONS.items() if not after)
-"""States that end only with the host."""
+FINAL: Final[frozenset[State]] = frozenset(state for state, after in _AFTER.items() if not after)
+"""States that end only when what is installed or asked for changes."""
 
 
 class Transition(Struct, frozen=True):

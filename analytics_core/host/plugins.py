@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -19,11 +20,14 @@ from analytics_core.errors import HookFailedError, MalformedBodyError, NotFoundE
 from analytics_core.events import Event, EventBatch
 from analytics_core.host.discovery import Found, discover
 from analytics_core.host.enrichment import Enricher, Enrichers, Mask
+from analytics_core.host.fingerprint import places
 from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, State, Transition
+from analytics_core.host.reload import Receipt
+from analytics_core.host.roster import Roster
 from analytics_core.host.runtime import ProcessRuntime, Runtime, Subject, ThreadRuntime, on_own_thread
 from analytics_core.host.selection import Choice, choose
 from analytics_core.host.supervise import TICK_SECONDS, Life
-from analytics_core.host.views import AnalysisSpec, PluginView, analyses_of, announce, plugin_view
+from analytics_core.host.views import AnalysisSpec, PluginView, analyses_of, announce, plugin_view, record
 from analytics_core.lake import EventStore
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.fold import Backlog, Fold
@@ -40,6 +44,7 @@ _SHORTEST_TICK: Final = 0.01
 _ENRICH_SECONDS: Final = 5.0
 """How long a start waits for the plugins that enrich: what comes before them goes into the log as it is."""
 _CLOSE_SECONDS: Final = 10.0
+_RELOAD_SECONDS: Final = 60.0
 
 _log = structlog.get_logger(__name__)
 
@@ -74,10 +79,7 @@ class PluginHost:
         self._backlog = backlog or (store.read if store is not None else None)
         self._find = find
         self._policy = restarts or RestartPolicy()
-        self._choices: list[Choice] = []
-        self._healths: list[Health] = []
-        self._lives: dict[str, Life] = {}
-        self._runnable: dict[str, Choice] = {}
+        self._roster = Roster(self._choose, self, self._observed, self._received)
         self._enrichers = Enrichers((), 0.0)
         self._changed = threading.Event()
         self._moved = threading.Condition()
@@ -92,16 +94,44 @@ class PluginHost:
         A plugin that fails is a state with a reason, never an exception.
         """
         sys.setswitchinterval(SWITCH_SECONDS)
-        self._choices = await asyncio.to_thread(self._choose)
-        self._healths = [Health(choice.name, self._observed) for choice in self._choices]
-        self._runnable = {choice.name: choice for choice in self._choices if choice.state == "discovered"}
-        self._lives = self._made()
-        self._enrichers = Enrichers(
-            [self._enricher(choice) for choice in self._choices if choice.guards or self._may_enrich(choice)],
-            self._settings.intake.enrich_seconds,
-        )
+        await asyncio.to_thread(self._roster.fill)
+        self._enlist()
         self._supervisor.start()
         await asyncio.to_thread(self._settle)
+
+    def refresh(self, deployment: Deployment | None = None) -> list[str]:
+        """Look again at what is installed and what the operator asks for, and bring about what has changed; its names.
+
+        Returns when each change has begun; `views` and the receipts say what became of it. Not for the event loop.
+        """
+        if deployment is not None:
+            self._deployment = deployment
+        changed = self._roster.refresh()
+        self._enlist()
+        self._changed.set()
+        return changed
+
+    def places(self) -> frozenset[Path]:
+        """The directories and files that decide what a refresh finds."""
+        found = [member.choice.found for member in self._roster.members()]
+        return frozenset().union(*(places(one) for one in found if one is not None))
+
+    def reload(self, name: str) -> Receipt:
+        """Make a new generation of a plugin, changed or not, and wait for what becomes of it. Not for the event loop.
+
+        :raises NotFoundError: for a plugin that is not to run.
+        :raises PluginUnavailableError: when that takes too long; it goes on, and `receipts` will have its end.
+        """
+        lives, member = self._roster.lives(), self._roster.member(name)
+        if name not in lives or member is None:
+            raise NotFoundError("running plugin", name, lives)
+        before = member.receipts[-1] if member.receipts else None
+        self._roster.reload(name)
+        self._changed.set()
+        with self._moved:
+            if not self._moved.wait_for(lambda: member.receipts and member.receipts[-1] is not before, _RELOAD_SECONDS):
+                raise PluginUnavailableError(name, "is still making its next generation")
+        return member.receipts[-1]
 
     async def close(self) -> None:
         """Let every lane commit and end, then end every plugin, by force if need be."""
@@ -109,9 +139,10 @@ class PluginHost:
         self._changed.set()
         if self._supervisor.ident is not None:
             await asyncio.to_thread(self._supervisor.join)
-        for life in self._lives.values():
+        lives = self._roster.lives()
+        for life in lives.values():
             life.stop()
-        await asyncio.gather(*(self._close(name, life) for name, life in self._lives.items()))
+        await asyncio.gather(*(self._close(name, life) for name, life in lives.items()))
 
     async def _close(self, name: str, life: Life) -> None:
         with contextlib.suppress(TimeoutError):
@@ -121,39 +152,29 @@ class PluginHost:
     def _choose(self) -> list[Choice]:
         return choose(self._find(), self._settings, self._deployment)
 
+    def _enlist(self) -> None:
+        """Those that enrich, as they are now."""
+        choices = [member.choice for member in self._roster.members()]
+        self._enrichers = Enrichers(
+            [self._enricher(choice) for choice in choices if choice.guards or self._may_enrich(choice)],
+            self._settings.intake.enrich_seconds,
+        )
+
     def _settle(self) -> None:
         """Record what is not to run, while the others load; then wait for those that enrich."""
-        for choice, health in zip(self._choices, self._healths, strict=True):
-            if choice.state != "discovered":
-                health.move(choice.state, choice.reason)
-        awaited = [self._lives[choice.name] for choice in self._runnable.values() if choice.lists("enrich")]
+        self._roster.tell()
+        lives = self._roster.lives()
+        awaited = [lives[choice.name] for choice in self._roster.running() if choice.lists("enrich")]
         with self._moved:
             self._moved.wait_for(lambda: all(life.settled for life in awaited), _ENRICH_SECONDS)
 
-    def _made(self) -> dict[str, Life]:
-        """Lives in an order in which each comes after those that it requires."""
-        made: dict[str, Life] = {}
-        healths = {health.plugin: health for health in self._healths}
-        waiting = dict(self._runnable)
-        while waiting:
-            for name, choice in list(waiting.items()):
-                needs = choice.manifest.requires.plugins if choice.manifest is not None else {}
-                if all(need in made for need in needs):
-                    made[name] = self._life(waiting.pop(name), healths[name], [made[need] for need in needs])
-        return made
+    def life(self, choice: Choice, health: Health, runtime: Runtime, needs: Sequence[Life]) -> Life:
+        """See `roster.Makers`."""
+        lane = partial(self._lane, choice.name)
+        return Life(health, runtime, lane, seconds=self._seconds(choice), policy=self._policy, needs=needs)
 
-    def _life(self, choice: Choice, health: Health, needs: Sequence[Life]) -> Life:
-        seconds = self._seconds(choice)
-        return Life(
-            health,
-            self._runtime(choice),
-            partial(self._lane, choice.name),
-            seconds=seconds,
-            policy=self._policy,
-            needs=needs,
-        )
-
-    def _runtime(self, choice: Choice) -> Runtime:
+    def runtime(self, choice: Choice, generation: int) -> Runtime:
+        """See `roster.Makers`."""
         assert choice.found is not None
         assert choice.manifest is not None
         subject = Subject(
@@ -162,6 +183,7 @@ class PluginHost:
             settings=choice.settings,
             limits=choice.limits,
             seconds=self._seconds(choice),
+            generation=generation,
         )
         if choice.isolation == "thread":
             return ThreadRuntime(subject, self._log, self._backlog)
@@ -181,7 +203,8 @@ class PluginHost:
 
     def _supervise(self) -> None:
         while not self._closing:
-            due = min((self._tick(life) for life in self._lives.values()), default=TICK_SECONDS)
+            lives = self._roster.lives().values()
+            due = min((self._tick(life) for life in lives), default=TICK_SECONDS)
             self._changed.wait(min(max(due, _SHORTEST_TICK), TICK_SECONDS))
             self._changed.clear()
 
@@ -200,19 +223,27 @@ class PluginHost:
         with self._moved:
             self._moved.notify_all()
 
+    def _received(self, receipt: Receipt) -> None:
+        record(receipt, self._state)
+        self._enlist()
+        with self._moved:
+            self._moved.notify_all()
+
     # --- views -------------------------------------------------------------------------------------------------------
 
     def views(self) -> list[PluginView]:
         """Every plugin that is installed or asked for, sorted by name."""
-        return [
-            plugin_view(choice, health, self._lives[choice.name].lane if choice.name in self._runnable else None)
-            for choice, health in zip(self._choices, self._healths, strict=True)
-        ]
+        return [plugin_view(each.choice, each.health, each.lane) for each in self._roster.members()]
+
+    def receipts(self, name: str) -> list[Receipt]:
+        """What the latest reloads of a plugin have done, the newest last."""
+        member = self._roster.member(name)
+        return list(member.receipts) if member is not None else []
 
     def lanes(self) -> list[LaneView]:
         """The lanes of the plugins that process, in the state of their plugin."""
         views = []
-        for life in self._lives.values():
+        for life in self._roster.lives().values():
             if life.lane is not None:
                 view = life.lane.view()
                 state = view.state if life.halted else life.health.state
@@ -222,7 +253,7 @@ class PluginHost:
 
     def analyses(self) -> dict[str, AnalysisSpec]:
         """Every analysis of every plugin that is to run, by name."""
-        return {spec.name: spec for choice in self._runnable.values() for spec in analyses_of(choice)}
+        return {spec.name: spec for choice in self._roster.running() for spec in analyses_of(choice)}
 
     # --- concurrent hooks --------------------------------------------------------------------------------------------
 
@@ -245,12 +276,11 @@ class PluginHost:
 
         One that must not be passed over counts whatever has become of it, unless it is disabled.
         """
-        return any(choice.guards or self._may_enrich(choice) for choice in self._choices)
+        return any(each.choice.guards or self._may_enrich(each.choice) for each in self._roster.members())
 
     def _may_enrich(self, choice: Choice) -> bool:
-        return (
-            choice.lists("enrich") and choice.name in self._lives and self._lives[choice.name].health.state not in FINAL
-        )
+        life = self._roster.lives().get(choice.name)
+        return choice.lists("enrich") and life is not None and life.health.state not in FINAL
 
     async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Mask | None]:
         """The batch with changed properties, as long as before, and which rows are to be dropped, shape ``(n,)``.
@@ -262,7 +292,7 @@ class PluginHost:
     def route(self, method: str, path: str) -> str | None:
         """The plugin that claims an HTTP route."""
         wanted = f"{method} {path}"
-        for choice in self._runnable.values():
+        for choice in self._roster.running():
             if choice.manifest is not None and wanted in choice.manifest.provides.routes:
                 return choice.name
         return None
@@ -274,11 +304,9 @@ class PluginHost:
         :raises HookFailedError: for anything else that goes wrong in it.
         :raises PluginUnavailableError: while the plugin is not running.
         """
-        life = self._life_of(plugin)
-        seconds = self._seconds(self._runnable[plugin])
-        with self._blaming(life):
+        with self._lent(plugin) as (runtime, seconds):
             try:
-                events: list[Event] | EventBatch = await life.runtime.acall("ingest", seconds, request=request)
+                events: list[Event] | EventBatch = await runtime.acall("ingest", seconds, request=request)
             except HookFailedError as failure:
                 if isinstance(failure.__cause__, ValueError):
                     raise MalformedBodyError(str(failure.__cause__)) from failure
@@ -294,44 +322,42 @@ class PluginHost:
 
         :raises NotFoundError: for a plugin that is not to run.
         """
-        life = self._life_of(plugin)
-        if "process" not in life.hooks:
+        if "process" not in self._life_of(plugin).hooks:
             raise HookFailedError(plugin, "process", "is not a hook of this plugin, so it folds nothing")
-        seconds = self._seconds(self._runnable[plugin])
-        with self._blaming(life):
-            return await life.runtime.fold_once(batches, seconds)
+        with self._lent(plugin) as (runtime, seconds):
+            return await runtime.fold_once(batches, seconds)
 
     async def _call(self, plugin: str, hook: str, **arguments: Any) -> Any:
-        life = self._life_of(plugin)
-        seconds = self._seconds(self._runnable[plugin])
-        with self._blaming(life):
-            return await life.runtime.acall(hook, seconds, **arguments)
+        with self._lent(plugin) as (runtime, seconds):
+            return await runtime.acall(hook, seconds, **arguments)
 
     @contextlib.contextmanager
-    def _blaming(self, life: Life) -> Iterator[None]:
-        """Count the failure of a hook as its plugin's."""
-        try:
-            yield
-        except HookFailedError:
-            life.health.errors += 1
-            raise
+    def _lent(self, plugin: str) -> Iterator[tuple[Runtime, float]]:
+        """The present generation for one call, and how long that may take. A hook's failure counts as its plugin's."""
+        life = self._life_of(plugin)
+        with life.present.lent() as runtime:
+            try:
+                yield runtime, life.seconds
+            except HookFailedError:
+                life.health.errors += 1
+                raise
 
     def _life_of(self, plugin: str) -> Life:
         """:raises PluginUnavailableError: unless the plugin runs."""
-        if plugin not in self._lives:
-            raise NotFoundError("running plugin", plugin, self._lives)
-        life = self._lives[plugin]
+        lives = self._roster.lives()
+        if plugin not in lives:
+            raise NotFoundError("running plugin", plugin, lives)
+        life = lives[plugin]
         if life.health.state not in RUNNING:
             raise _unavailable(plugin, life.health.state)
         return life
 
     def _enricher(self, choice: Choice) -> Enricher:
         async def call(batch: EventBatch, seconds: float) -> Enrichment | None:
-            if choice.name not in self._lives:
+            if choice.name not in self._roster.lives():
                 raise _unavailable(choice.name, choice.state)
-            life = self._life_of(choice.name)
-            with self._blaming(life):
-                enrichment: Enrichment | None = await life.runtime.acall("enrich", seconds, batch=batch)
+            with self._lent(choice.name) as (runtime, _):
+                enrichment: Enrichment | None = await runtime.acall("enrich", seconds, batch=batch)
             return enrichment
 
         after = choice.manifest.after if choice.manifest is not None else ()

@@ -52,7 +52,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=environment(),
             )
         finally:
             lane_theirs.close()
@@ -236,7 +236,8 @@ def spec_of(reader: Any) -> Trusted:
     return Trusted(reader.to_spec())
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """What a process that runs a plugin's code inherits: the host's modules, and none of its secrets."""
     inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     return {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
 

@@ -74,6 +74,9 @@ class Runtime(Protocol):
     @property
     def isolation(self) -> str: ...
 
+    @property
+    def generation(self) -> int: ...
+
     def load(self) -> frozenset[str]:
         """Import the plugin and check it; its hooks."""
         ...
@@ -107,6 +110,10 @@ class Runtime(Protocol):
         """Tear down the concurrent instance and end everything. Not called on the event loop."""
         ...
 
+    def survivors(self) -> tuple[str, ...]:
+        """What is still alive of it after `close`, by name."""
+        ...
+
 
 class ThreadRuntime:
     """The plugin shares this process, its interpreter lock and its memory: only its author is to be trusted."""
@@ -120,6 +127,10 @@ class ThreadRuntime:
         self._generation: Generation | None = None
         self._concurrent: Instance | None = None
         self._folds = Overdue()
+
+    @property
+    def generation(self) -> int:
+        return self._subject.generation
 
     def load(self) -> frozenset[str]:
         return self._loaded().hooks
@@ -181,6 +192,9 @@ class ThreadRuntime:
         if self._generation is not None:
             self._generation.retire()
 
+    def survivors(self) -> tuple[str, ...]:
+        return self._generation.survivors() if self._generation is not None else ()
+
     def _loaded(self) -> Generation:
         if self._generation is None:
             self._generation = load(self._subject.found, self._subject.generation)
@@ -201,6 +215,10 @@ class ProcessRuntime:
         self._started = False
         memory = subject.limits.memory_mb or DEFAULT_MEMORY_MB
         self._memory_bytes = memory << 20
+
+    @property
+    def generation(self) -> int:
+        return self._subject.generation
 
     def load(self) -> frozenset[str]:
         if self._worker is not None and self._worker.alive:
@@ -259,6 +277,9 @@ class ProcessRuntime:
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.close()
+
+    def survivors(self) -> tuple[str, ...]:
+        return ()  # all that it was is gone with its process
 
     def _running(self) -> WorkerProcess:
         if self._worker is None:

@@ -85,6 +85,10 @@ class Snapshot(MetaPathFinder, InspectLoader):
         for name in [name for name in list(sys.modules) if self._relative(name) is not None]:
             del sys.modules[name]
 
+    def loaded(self) -> list[ModuleType]:
+        """Its modules that have been imported so far."""
+        return [module for name, module in list(sys.modules.items()) if self._relative(name) is not None]
+
     # finding
 
     def find_spec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -17,54 +17,17 @@ from analytics_core.errors import (
     PluginError,
     WorkerDiedError,
 )
+from analytics_core.host.attempt import Attempt, MakeLane
 from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Restarts, State
+from analytics_core.host.present import Present
+from analytics_core.host.reload import Receipt, Reload, replaced
 from analytics_core.host.runtime import LOAD_SECONDS, Runtime
-from analytics_core.lanes.fold import Fold, Pulse
 from analytics_core.lanes.lane import Lane
 
 TICK_SECONDS: Final = 0.5
 _LAST_COMMIT_SECONDS: Final = 2.0
 
 _log = structlog.get_logger(__name__)
-
-
-class MakeLane(Protocol):
-    def __call__(
-        self,
-        open_fold: Callable[[], Fold],
-        /,
-        *,
-        pulse: Pulse,
-        on_running: Callable[[], None],
-        on_commit: Callable[[int], None],
-    ) -> Lane: ...
-
-
-class Attempt:
-    """One run of a plugin, from loading to its end, on a thread of its own."""
-
-    def __init__(self) -> None:
-        self.pulse = Pulse()
-        self.lane: Lane | None = None
-        self.over = False
-        self.running = False
-        self.began = time.monotonic()
-        self.thread: threading.Thread | None = None
-        self.stopping = threading.Event()
-
-    @property
-    def position(self) -> int:
-        return self.lane.position if self.lane is not None else -1
-
-    def stop(self) -> None:
-        self.stopping.set()
-        if self.lane is not None:
-            self.lane.stop()
-
-    def abandon(self) -> None:
-        self.stopping.set()
-        if self.lane is not None:
-            self.lane.abandon()
 
 
 class Life:
@@ -87,10 +50,9 @@ class Life:
         needs: Sequence[Life] = (),
     ) -> None:
         self.health = health
-        self.runtime = runtime
-        self.hooks: frozenset[str] = frozenset()
+        self.present = Present(runtime)
         self._make_lane = make_lane
-        self._seconds = seconds
+        self.seconds = seconds
         self._policy = policy
         self._needs = needs
         self._restarts = Restarts(policy)
@@ -101,6 +63,16 @@ class Life:
         self._attempt: Attempt | None = None
         self._next_at: float | None = 0.0
         self._closed = False
+        self._reload: Reload | None = None
+        self._settled: Callable[[Receipt], None] = lambda _: None
+
+    @property
+    def runtime(self) -> Runtime:
+        return self.present.runtime
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        return self.present.hooks
 
     @property
     def lane(self) -> Lane | None:
@@ -112,8 +84,80 @@ class Life:
         """Whether the first attempt has come to something, or waits for another plugin."""
         return self.health.state not in ("discovered", "loading", "starting")
 
+    def reload(self, new: Runtime, settled: Callable[[Receipt], None]) -> None:
+        """Bring in the next generation: beside the running one, or in the place of one that does not run.
+
+        Returns at once. ``settled`` is told how it ended, on some thread.
+        """
+        with self._lock:
+            attempt = self._attempt
+            if self._closed:
+                return
+            if attempt is None or attempt.over or not attempt.running or self.health.state not in RUNNING:
+                self._replace(new, settled)
+                return
+            self.health.move("reloading", f"generation {new.generation} is being made")
+            old = self.runtime
+            self._reload = reload = Reload(
+                self.health.plugin,
+                old,
+                new,
+                attempt.lane,
+                seconds=self.seconds,
+                exchange=lambda hooks: self._exchange(new, hooks),
+                drained=lambda seconds: self.present.drained(old.generation, seconds),
+            )
+
+        def run() -> None:
+            receipt = reload.run()
+            if receipt is not None:
+                self._reloaded(reload, receipt, settled)
+
+        self._settled = settled
+        threading.Thread(target=run, name=f"reload:{self.health.plugin}", daemon=True).start()
+
+    @property
+    def reloading(self) -> bool:
+        """Whether the next generation is being made."""
+        return self._reload is not None
+
+    def _replace(self, new: Runtime, settled: Callable[[Receipt], None]) -> None:
+        """Nothing runs that could be handed over: the next attempt is one of ``new``."""
+        attempt, old = self._attempt, self.runtime
+        if attempt is not None and not attempt.over:
+            attempt.over = True
+            attempt.abandon()
+        threading.Thread(target=old.close, name=f"close:{self.health.plugin}", daemon=True).start()
+        self.present.exchange(new, frozenset())
+        self._attempt, self._next_at, self.halted = None, 0.0, False
+        self._restarts = Restarts(self._policy)
+        self.health.move("discovered", f"generation {new.generation} is to be tried")
+        settled(replaced(self.health.plugin, old, new))
+
+    def _exchange(self, new: Runtime, hooks: frozenset[str]) -> None:
+        with self._lock:
+            self.present.exchange(new, hooks)
+            self._restarts = Restarts(self._policy)
+            if self.health.state in ("reloading", "degraded"):
+                self.health.move("active", self._remark(), generation=new.generation)
+
+    def _reloaded(self, reload: Reload, receipt: Receipt, settled: Callable[[Receipt], None]) -> None:
+        with self._lock:
+            if self._reload is not reload:
+                return
+            self._reload = None
+            if receipt.outcome != "active" and self.health.state in RUNNING:
+                self.health.move(receipt.outcome, f"generation {receipt.after}: {receipt.reason}")
+        settled(receipt)
+
+    def _watch_reload(self) -> None:
+        reload = self._reload
+        if reload is not None and reload.overdue() and (receipt := reload.abandon()) is not None:
+            self._reloaded(reload, receipt, self._settled)
+
     def tick(self) -> None:
         """Look after the present attempt, and begin the next one when it is due."""
+        self._watch_reload()
         with self._lock:
             if self._closed:
                 return
@@ -135,7 +179,7 @@ class Life:
             return self._next_at - time.monotonic() if planned and self._next_at is not None else float("inf")
 
     def _patience(self, attempt: Attempt) -> float:
-        return max(self._seconds, LOAD_SECONDS) if attempt.pulse.doing == "load" else self._seconds
+        return max(self.seconds, LOAD_SECONDS) if attempt.pulse.doing == "load" else self.seconds
 
     def _watch(self, attempt: Attempt) -> None:
         """Nobody else would see that an idle plugin has died, or that one without a lane has kept well."""
@@ -151,6 +195,8 @@ class Life:
         """Ask the present attempt to commit and end; no other follows."""
         with self._lock:
             self._closed = True
+            if self._reload is not None:
+                self._reload.abandon()
             if self._attempt is not None:
                 self._attempt.stop()
 
@@ -158,7 +204,7 @@ class Life:
         """Wait for the end that `stop` asked for, then end the runtime, by force if need be."""
         attempt = self._attempt
         if attempt is not None and attempt.thread is not None and not attempt.over:
-            attempt.thread.join(min(seconds, max(self._seconds, _LAST_COMMIT_SECONDS)))
+            attempt.thread.join(min(seconds, max(self.seconds, _LAST_COMMIT_SECONDS)))
             if attempt.thread.is_alive():
                 attempt.abandon()
                 _log.warning("plugin_abandoned", plugin=self.health.plugin, doing=attempt.pulse.doing)
@@ -204,9 +250,9 @@ class Life:
     def _live(self, attempt: Attempt) -> None:
         first = self.health.state in ("discovered", "blocked", "retrying")
         if first:
-            self.health.move("loading", generation=1)
+            self.health.move("loading", generation=self.runtime.generation)
         attempt.pulse.beat("load")
-        self.hooks = self.runtime.load()
+        self.present.hooks = self.runtime.load()
         if attempt.over:
             return
         if first:
@@ -241,7 +287,8 @@ class Life:
 
     def _committed(self, attempt: Attempt, position: int) -> None:
         with self._lock:
-            if not attempt.over and self._restarts.committed(position) and self.health.state != "active":
+            progress = not attempt.over and self._restarts.committed(position)
+            if progress and self.health.state in ("degraded", "half_open", "starting"):
                 self.health.move("active", self._remark())
 
     def _remark(self) -> str:

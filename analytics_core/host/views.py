@@ -12,6 +12,7 @@ from msgspec import Struct
 from analytics_core.bus import Bus
 from analytics_core.errors import StorageError
 from analytics_core.host.health import Health, Transition
+from analytics_core.host.reload import Receipt
 from analytics_core.host.selection import Choice
 from analytics_core.lanes.lane import Lane
 from analytics_core.state import Message, StateStore
@@ -77,3 +78,12 @@ def announce(transition: Transition, state: StateStore, bus: Bus) -> None:
         _log.error("plugin_state_not_recorded", plugin=plugin, problem=str(error))
     at = transition.since.timestamp()
     bus.publish(Message(id=f"plugin:{plugin}:{at:.6f}", topic="plugin", tenant="", body=body))
+
+
+def record(receipt: Receipt, state: StateStore) -> None:
+    """A receipt as one log line and one record: the document ``reload`` of the plugin."""
+    _log.info("plugin_reload", **msgspec.structs.asdict(receipt))
+    try:
+        state.document("", "reload", receipt.plugin, msgspec.json.encode(receipt))
+    except StorageError as error:
+        _log.error("receipt_not_recorded", plugin=receipt.plugin, problem=str(error))

@@ -47,6 +47,7 @@ class Committer:
         It is prepared here, so that the committer has little to ask of the interpreter between two writes.
         """
         future: Future[int] = Future()
+        future.set_running_or_notify_cancel()  # what is queued is written: nobody can take it back
         self._waiting.put((self._log.prepare(batch), future))
         return future
 

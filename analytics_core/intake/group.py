@@ -1,4 +1,4 @@
-"""One group: the events of all requests of one tenant and source that arrived in the same turn of the event loop.
+"""One group: the events of all requests of one tenant and source that have gathered since the group before it.
 
 A row is one event; ``owner[row]`` is the request it came with, so each request gets its own counts and errors back.
 """
@@ -195,9 +195,15 @@ class Group:
             await self._store(self._checked(), way)
         except AnalyticsError as error:
             failure = error
-        except Exception as error:
+        except BaseException as error:
             _log.exception("group_failed", tenant=self._tenant)
             failure = LogWriteError("the log", error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._settle(failure)
+
+    def _settle(self, failure: Exception | None) -> None:
         for submission in self._submissions:
             if submission.settled.done():  # its client has gone
                 continue

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from hashlib import blake2b
 from typing import Final
 
 import structlog
 
 from analytics_core.config import Lanes as Pace
-from analytics_core.errors import AnalyticsError, FencedError, StorageError
+from analytics_core.errors import AnalyticsError, FencedError, LaneEndedError, StorageError
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.fold import Fold, Pulse, Step
 from analytics_core.lanes.outputs import Pending
@@ -68,6 +69,10 @@ class Lane:
         self._on_running = on_running
         self._on_commit = on_commit
         self._stopping = threading.Event()
+        self._nudged = threading.Event()
+        self._asking = threading.Lock()
+        self._asked: tuple[Callable[[Fold], Fold], Future[int]] | None = None
+        self._over = False
         self._abandoned = False
         self._thread: threading.Thread | None = None
         self._pending = Pending(name)
@@ -86,11 +91,34 @@ class Lane:
     def stop(self) -> None:
         """Ask for a last commit and the end. Returns at once; `join` waits."""
         self._stopping.set()
+        self._nudged.set()
 
     def abandon(self) -> None:
         """Whatever the thread is stuck in: it is to write nothing more, and to end when it wakes."""
         self._abandoned = True
         self._stopping.set()
+        self._nudged.set()
+
+    def between(self, action: Callable[[Fold], Fold]) -> Future[int]:
+        """Have ``action`` done on the lane's thread between two batches; the fold that it gives goes on.
+
+        The future gives the position at which that was, or what ``action`` raised: the fold is then still the same. It
+        may be cancelled as long as it waits. Only one action waits at a time.
+
+        :raises LaneEndedError: when the lane is over; the future raises it when the lane ends first.
+        """
+        future: Future[int] = Future()
+        with self._asking:
+            if self._over:
+                raise LaneEndedError(self.name)
+            assert self._asked is None, "one action at a time"
+            self._asked = action, future
+        self._nudged.set()
+        return future
+
+    def sample(self, rows: int) -> int:
+        """A position from which about so many of the newest folded events can be read."""
+        return max(min(self._log.first, self.position), self.position - rows)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread; whether it has ended."""
@@ -115,6 +143,7 @@ class Lane:
             self.state = "running"
             self._on_running()
             while not self._stopping.is_set():
+                fold = self._between(fold)
                 self._turn(fold)
             if not self._abandoned and self.position > self._checkpoint.position:
                 self._commit(fold)
@@ -127,6 +156,7 @@ class Lane:
             raise
         finally:
             self.pulse.beat("")
+            self._answer_nobody()
             if fold is not None:
                 self._close(fold)
 
@@ -149,6 +179,30 @@ class Lane:
         self._digest = _digest(self._checkpoint.state, self._checkpoint.state_version)
         self._committed_at = time.monotonic()
 
+    def _between(self, fold: Fold) -> Fold:
+        self._nudged.clear()
+        with self._asking:
+            asked, self._asked = self._asked, None
+        if asked is None:
+            return fold
+        action, future = asked
+        if not future.set_running_or_notify_cancel():
+            return fold
+        try:
+            after = action(fold)
+        except BaseException as error:
+            future.set_exception(error)
+            return fold
+        self._changed = self._changed or after is not fold
+        future.set_result(self.position)
+        return after
+
+    def _answer_nobody(self) -> None:
+        with self._asking:
+            asked, self._asked, self._over = self._asked, None, True
+        if asked is not None and asked[1].set_running_or_notify_cancel():
+            asked[1].set_exception(LaneEndedError(self.name))
+
     def _turn(self, fold: Fold) -> None:
         """One window if there is one, and a commit when it is due."""
         if self._refused and len(self._pending) >= PENDING_MOST:
@@ -162,9 +216,9 @@ class Lane:
         durable = self._log.wait(self.position, min(_WAIT_SECONDS, self._pace.checkpoint_seconds))
         if durable - self.position < _GATHER_ROWS:
             gather = min(_GATHER_SECONDS, self._pace.checkpoint_seconds)
-            self._stopping.wait(max(0.0, self._turned_at + gather - time.monotonic()))
+            self._nudged.wait(max(0.0, self._turned_at + gather - time.monotonic()))
         self._turned_at = time.monotonic()
-        if durable > self.position and not self._stopping.is_set():
+        if durable > self.position and not self._nudged.is_set():
             self._take(fold.advance(self.position, WINDOW_ROWS))
 
     def _try_commit(self, fold: Fold) -> None:

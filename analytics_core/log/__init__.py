@@ -54,7 +54,6 @@ class Prepared(NamedTuple):
     rows: int
     data: pa.Buffer
     check: int
-    batch: pa.RecordBatch | None = None
 
 
 class EventLog(LogReader, Protocol):

@@ -23,7 +23,7 @@ from analytics_core.log.seen import SeenFilter, Spots
 
 _KEY_FILE: Final = "dedup.key"
 _FEW: Final = 16
-"""Up to so many ids, plain integers in sets cost less than arrays."""
+"""Up to so many ids, plain integers in dicts cost less than arrays."""
 
 
 class Pending:

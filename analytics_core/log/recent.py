@@ -1,7 +1,7 @@
 """The newest batches of a log, kept in memory for the readers of the process that writes it.
 
-Several lanes read each batch within a second of its commit. Here they find it as it was written, so its frame is not
-opened, checked and decoded again for each of them; whoever is further behind reads the file.
+Several lanes read each batch within a second of its commit. Here they find the body of its frame as it was written, so
+the file is not opened, checked and decoded again for each of them; whoever is further behind reads the file.
 """
 
 from __future__ import annotations
@@ -12,29 +12,37 @@ from typing import Final
 import pyarrow as pa
 
 from analytics_core.events import EventBatch, moment, placed
+from analytics_core.log import Prepared
+from analytics_core.log.frames import frame_size
 
 _BYTES: Final = 16 << 20
+_ENTRY_BYTES: Final = 8 << 10
+"""What an entry takes besides the bytes of its frame: the objects of its columns, once they are decoded."""
 
 
 class _Entry:
     """One durable batch: its position, its watermark in microseconds, and the bytes of its frame in the file."""
 
-    __slots__ = ("_placed", "batch", "end", "first", "size", "tenant", "watermark")
+    __slots__ = ("_body", "_events", "end", "first", "size", "watermark")
 
-    def __init__(self, first: int, watermark: int, size: int, batch: pa.RecordBatch) -> None:
+    def __init__(self, first: int, watermark: int, body: Prepared) -> None:
         self.first = first
-        self.end = first + batch.num_rows
+        self.end = first + body.rows
         self.watermark = watermark
-        self.size = size
-        self.batch = batch
-        self.tenant: str = batch.column("tenant")[0].as_py()
-        self._placed: pa.RecordBatch | None = None
+        self.size = frame_size(body)
+        self._body = body
+        self._events: pa.RecordBatch | None = None
 
     def events(self) -> EventBatch:
-        """An `EventBatch` of its reader's own; the columns are shared. Two first readers may both make them."""
-        if self._placed is None:
-            self._placed = placed(self.batch, self.first)
-        return EventBatch(self._placed, self.tenant, moment(self.watermark))
+        """An `EventBatch` of its reader's own; the columns are shared, and nobody can write into them.
+
+        Two first readers may both decode them.
+        """
+        if self._events is None:
+            fixed = pa.py_buffer(memoryview(self._body.data).toreadonly())
+            self._events = placed(pa.ipc.open_stream(fixed).read_next_batch(), self.first)
+        tenant = self._events.column("tenant")[0].as_py()
+        return EventBatch(self._events, tenant, moment(self.watermark))
 
 
 class Recent:
@@ -50,16 +58,16 @@ class Recent:
         self._order: deque[_Entry] = deque()
         self._size = 0
 
-    def add(self, first: int, watermark: int, size: int, batch: pa.RecordBatch) -> None:
-        """``batch``, of `UNPLACED_SCHEMA` and one tenant, begins at ``first``; its frame takes ``size`` bytes."""
-        entry = _Entry(first, watermark, size, batch)
+    def add(self, first: int, watermark: int, body: Prepared) -> None:
+        """The batch of ``body``, with one row at least, is durable from ``first`` on."""
+        entry = _Entry(first, watermark, body)
         self._held[first] = entry
         self._order.append(entry)
-        self._size += size
+        self._size += entry.size + _ENTRY_BYTES
         while self._size > self._limit:
             gone = self._order.popleft()
             del self._held[gone.first]
-            self._size -= gone.size
+            self._size -= gone.size + _ENTRY_BYTES
 
     def clear(self) -> None:
         """Forget all: nobody has written for a while, so everybody has read it."""

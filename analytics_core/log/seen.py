@@ -85,7 +85,10 @@ class SeenFilter:
             words[at] |= bits
 
     def count(self, ids: int) -> bool:
-        """So many of the ids given have become part of the window; whether a new, empty generation began with it."""
+        """So many of the ids given have become part of the window; whether a new, empty generation began with it.
+
+        Negative when so many were taken for pending and have not come.
+        """
         self._counted += ids
         if self._counted < self._window:
             return False

@@ -140,7 +140,7 @@ class SegmentLog:
 
     def prepare(self, batch: pa.RecordBatch) -> Prepared:
         """See `EventLog.prepare`."""
-        return prepare(batch)._replace(batch=batch)
+        return prepare(batch)
 
     def append(self, batches: Sequence[pa.RecordBatch | Prepared], watermark: datetime) -> list[int]:
         """See `EventLog.append`. Each batch holds one tenant; one without rows takes no position.
@@ -251,14 +251,13 @@ class SegmentLog:
         self._descriptor, self._active, self._size, self._poisoned = descriptor, self._durable, 0, False
 
     def _keep(self, bodies: Sequence[Prepared], firsts: Sequence[int], watermark: int) -> None:
-        """Note where the frames lie that were just written, and hold their batches for the readers of this process."""
+        """Note where the frames lie that were just written, and hold their bodies for the readers of this process."""
         offset = self._size
         for body, first in zip(bodies, firsts, strict=True):
-            if body.rows and body.batch is not None:
-                size = frame_size(body)
+            if body.rows:
                 self._frames.mark(self._active, first, offset)
-                self._recent.add(first, watermark, size, body.batch)
-                offset += size
+                self._recent.add(first, watermark, body)
+                offset += frame_size(body)
         if offset == self._size:
             self._recent.clear()
 

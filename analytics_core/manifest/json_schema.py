@@ -85,9 +85,10 @@ def _plainly_good(schema: Any) -> bool:
         elif key in ("items", "additionalProperties"):
             good = _plainly_good(value)
         elif key == "type":
-            good = isinstance(value, str) and value in _TYPES
+            kinds = value if isinstance(value, list) and value else [value]
+            good = _distinct_words(kinds) and set(kinds) <= _TYPES
         elif key == "required":
-            good = isinstance(value, list) and all(type(v) is str for v in value) and len(set(value)) == len(value)
+            good = isinstance(value, list) and _distinct_words(value)
         elif key == "pattern":
             good = isinstance(value, str) and _is_pattern(value)
         else:
@@ -95,6 +96,10 @@ def _plainly_good(schema: Any) -> bool:
         if not good:
             return False
     return True
+
+
+def _distinct_words(values: list[Any]) -> bool:
+    return all(type(value) is str for value in values) and len(set(values)) == len(values)
 
 
 def _is_pattern(text: str) -> bool:

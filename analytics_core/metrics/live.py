@@ -169,6 +169,8 @@ class LiveWindows:
             self._accumulate(state, minute, definition, (), np.ones(number, np.bool_))
             return
         events = part.selected(definition)
+        if not len(events):
+            return
         values, present = measured(definition, events)
         self._accumulate(state, minute, definition, (), values if present is None else values[present])
         for labels, places in labelled(definition, events):

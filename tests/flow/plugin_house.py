@@ -64,6 +64,11 @@ DAY = datetime(2025, 1, 1, tzinfo=timezone.utc)
 """
 
 
+def head() -> str:
+    """What every plugin's module begins with."""
+    return _HEAD
+
+
 def install(
     site: Path, name: str, body: str, hooks: Sequence[str], *, version: str = "1.0", head: str = "", **manifest: Any
 ) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -94,7 +97,9 @@ def test_a_single_module_keeps_its_manifest_beside_it(site: Site) -> None:
         YAML.format(name="shop", package="tiny_shop").replace(".plugin:", ":"), "utf-8"
     )
     site.distribution("tiny", {"shop": "tiny_shop:tiny_shop.yaml"})
-    assert (site.only().problem, site.only().directory) == (None, site.path)
+    found = site.only()
+    assert (found.problem, found.directory, found.single) == (None, site.path, True)
+    assert found.manifest_file == site.path / "tiny_shop.yaml"
 
 
 def test_two_plugins_of_one_distribution(site: Site) -> None:
@@ -213,3 +218,132 @@ def test_the_metadata_of_other_distributions_is_not_parsed(site: Site) -> None:
         (info / "METADATA").write_bytes(b"\xff\xfe not to be read")
         (info / "entry_points.txt").write_text("[console_scripts]\na = b:c\n", "utf-8")
     assert site.only().problem is None
+
+
+# --- in a process that has been running for a while ------------------------------------------------------------------
+
+PROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "edited-shop"
+version = "3.1"
+[project.entry-points."analytics_core.plugins"]
+shop = "edited_shop:plugin.yaml"
+"""
+
+
+def test_what_comes_within_one_tick_of_the_clock_is_seen(site: Site) -> None:
+    """What is cached of a directory goes by its time."""
+    site.package("one_shop", name="one")
+    site.distribution("one", {"one": "one_shop:plugin.yaml"})
+    os.utime(site.path, (1000.0, 1000.0))
+    assert [f.name for f in site.discover()] == ["one"]
+    site.package("two_shop", name="two")
+    site.distribution("two", {"two": "two_shop:plugin.yaml"})
+    os.utime(site.path, (1000.0, 1000.0))
+    assert [(f.name, f.problem) for f in site.discover()] == [("one", None), ("two", None)]
+    shutil.rmtree(site.path / "one-1.2.dist-info")
+    os.utime(site.path, (1000.0, 1000.0))
+    assert [f.name for f in site.discover()] == ["two"]
+
+
+def test_a_real_editable_install_and_its_end(site: Site, tmp_path: Path) -> None:
+    pytest.importorskip("pip")
+    pytest.importorskip("hatchling")
+    checkout = tmp_path / "checkout"
+    folder = Site(checkout).package("edited_shop")
+    (checkout / "pyproject.toml").write_text(PROJECT, "utf-8")
+    packages = tmp_path / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    assert discover([str(packages)]) == []
+    options = ["--quiet", "--no-index", "--no-build-isolation", "--no-deps", "--prefix", str(tmp_path)]
+    pip = [sys.executable, "-m", "pip", "install", *options, "--editable", str(checkout)]
+    subprocess.run(pip, check=True, capture_output=True)
+    (found,) = discover([str(packages)])
+    assert (found.version, found.directory, found.problem) == ("3.1", folder, None)
+    for path in packages.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert discover([str(packages)]) == []
+
+
+def test_the_checkout_that_is_linked_now_counts(site: Site, tmp_path: Path) -> None:
+    """``sys.path`` still has the one that was linked when the process began."""
+    before, now = (Site(tmp_path / name) for name in ("before", "now"))
+    before.package("edited_shop")
+    folder = now.package("edited_shop")
+    (site.path / "_edited.pth").write_text(f"{now.path}\n", "utf-8")
+    site.distribution("edited", {"shop": "edited_shop:plugin.yaml"}, files=("_edited.pth",))
+    (found,) = discover([str(site.path), str(before.path)])
+    assert found.directory == folder
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_package_that_is_missing_is_expected_somewhere(site: Site, tmp_path: Path, linked: bool) -> None:
+    if linked:
+        (site.path / "_edited.pth").write_text(f"{tmp_path / 'gone'}\n", "utf-8")
+    site.distribution("shop", {"shop": "company_x.shop:plugin.yaml"}, files=("_edited.pth",))
+    found = site.only()
+    assert found.state == "invalid"
+    assert found.directory == (tmp_path / "gone" if linked else site.path) / "company_x" / "shop"
+
+
+def test_what_pip_has_moved_aside_does_not_count(site: Site) -> None:
+    site.package("shop_watch")
+    site.distribution("shop", {"shop": "shop_watch:plugin.yaml"})
+    (site.path / "shop-1.2.dist-info").rename(site.path / "~hop-1.2.dist-info")
+    assert site.discover() == []
+
+
+@pytest.mark.parametrize("file", ["METADATA", "entry_points.txt"])
+def test_an_installation_without_all_its_metadata_is_not_one_yet(site: Site, file: str) -> None:
+    site.package("shop_watch")
+    site.distribution("shop", {"shop": "shop_watch:plugin.yaml"})
+    (site.path / "shop-1.2.dist-info" / file).unlink()
+    assert site.discover() == []
+
+
+def test_half_written_entry_points_are_a_problem_of_one(site: Site) -> None:
+    site.package("shop_watch")
+    for name in ("shop", "half", "garbled"):
+        site.distribution(name, {"shop": "shop_watch:plugin.yaml"})
+    (site.path / "half-1.2.dist-info" / "entry_points.txt").write_text("[analytics_core.plugins]\nsh", "utf-8")
+    (site.path / "garbled-1.2.dist-info" / "entry_points.txt").write_bytes(b"[analytics_core.plugins]\nsh = \xff")
+    half, shop = site.discover()
+    assert (half.name, half.state) == ("half", "invalid")
+    assert shop.problem is None
+
+
+@pytest.mark.parametrize(
+    ("name", "linked", "counts"),
+    [
+        ("shop-1.2-py3.11.egg-info", False, True),
+        ("shop-1.2.egg-info", False, True),
+        ("shop.egg-info", False, False),
+        ("shop.egg-info", True, True),
+    ],
+    ids=["installed by setup.py", "installed by a system", "left by a build or a develop install", "developed"],
+)
+def test_an_egg_info_counts_when_it_stands_for_an_installation(
+    site: Site, tmp_path: Path, name: str, linked: bool, counts: bool
+) -> None:
+    checkout = Site(tmp_path / "checkout")
+    folder = checkout.package("shop_watch")
+    checkout.distribution("shop", {"shop": "shop_watch:plugin.yaml"})
+    info = (checkout.path / "shop-1.2.dist-info").rename(checkout.path / name)
+    (info / "METADATA").rename(info / "PKG-INFO")
+    if linked:
+        (site.path / "shop.egg-link").write_text(f"{checkout.path}\n../", "utf-8")
+    found = discover([str(checkout.path), str(site.path)])
+    assert [f.directory for f in found] == ([folder] if counts else [])
+
+
+def test_an_egg_info_beside_linked_sources_does_not_stand_before_the_installation(site: Site, tmp_path: Path) -> None:
+    checkout = Site(tmp_path / "checkout")
+    folder = checkout.package("shop_watch")
+    checkout.distribution("shop", {"old": "shop_watch:plugin.yaml"}, version="1")
+    (checkout.path / "shop-1.dist-info").rename(checkout.path / "shop.egg-info")
+    (site.path / "shop.pth").write_text(str(checkout.path), "utf-8")
+    site.distribution("shop", {"shop": "shop_watch:plugin.yaml"}, version="2", files=("shop.pth",))
+    (found,) = discover([str(checkout.path), str(site.path)])
+    assert (found.version, found.directory, found.problem) == ("2", folder, None)

@@ -65,6 +65,11 @@ METRICS = {
     "a twice": Metric({"events": ("a", "b", "a")}, lambda r: r["event"] in "ab"),
     "absent": Metric({"event": "never"}, lambda r: False),
     "one": Metric({"where": {"properties.x": 1}}, lambda r: is_number(x(r)) and x(r) == 1),
+    "one by session": Metric(
+        {"where": {"properties.x": 1}, "breakdown": ("session_id",)},
+        lambda r: is_number(x(r)) and x(r) == 1,
+        labels=(("session_id", lambda r: r["session_id"]),),
+    ),
     "true": Metric({"where": {"properties.x": True}}, lambda r: x(r) is True),
     "text": Metric({"event": "a", "where": {"properties.x": "1"}}, lambda r: r["event"] == "a" and x(r) == "1"),
     "two": Metric(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from analytics_core.errors import LogWriteError
 from analytics_core.events import UNPLACED_SCHEMA, EventBatch, moment
-from analytics_core.log.frames import Disk
+from analytics_core.log.frames import Disk, frame_size, prepare
 from analytics_core.log.recent import Recent
 from analytics_core.log.segments import SegmentLog, SegmentReader
 from analytics_core.testing import batch
@@ -19,7 +20,7 @@ from analytics_core.testing import batch
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
 
-def unplaced(rows: int, name: str = "view") -> object:
+def unplaced(rows: int, name: str = "view") -> Any:
     return batch([{"event": name}] * rows, "shop").record_batch.select(UNPLACED_SCHEMA.names)
 
 
@@ -56,15 +57,25 @@ def test_memory_and_files_give_the_same(
 
 
 def test_only_the_latest_bytes_are_held() -> None:
-    recent = Recent(limit=250)
+    body = prepare(unplaced(3))
+    recent = Recent(limit=5 * (frame_size(body) + 8192) // 2)
     for first in (0, 3, 6):
-        recent.add(first, 0, 100, unplaced(3))
-    assert recent.read(0, 9, 100, 1000) == ([], 0)
-    batches, position = recent.read(3, 9, 100, 1000)
+        recent.add(first, 0, body)
+    assert recent.read(0, 9, 100, 1 << 20) == ([], 0)
+    batches, position = recent.read(3, 9, 100, 1 << 20)
     assert ([len(each) for each in batches], position) == ([3, 3], 9)
-    assert recent.read(3, 6, 100, 1000)[1] == 6, "what is not durable yet is not given"
+    assert recent.read(3, 6, 100, 1 << 20)[1] == 6, "what is not durable yet is not given"
     recent.clear()
-    assert recent.read(3, 9, 100, 1000) == ([], 3)
+    assert recent.read(3, 9, 100, 1 << 20) == ([], 3)
+
+
+def test_no_reader_can_write_into_what_others_read() -> None:
+    recent = Recent()
+    recent.add(0, 0, prepare(unplaced(3)))
+    ((batch,), _) = recent.read(0, 3, 100, 1 << 20)
+    for name in UNPLACED_SCHEMA.names:
+        for buffer in batch.column(name).buffers():
+            assert buffer is None or not (buffer.size and buffer.is_mutable), name
 
 
 def test_a_batch_that_was_not_written_is_not_given(tmp_path: Path) -> None:

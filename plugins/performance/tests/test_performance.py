@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analytics_core import Answer, HistogramSketch, ProcessResult, Question, TimeRange
-from analytics_core.testing import MemoryReader, batch, check_deterministic, run, started
+from analytics_core.testing import MemoryReader, batch, check_deterministic, check_plugin, run, started
 from analytics_performance.plugin import Performance
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -106,6 +106,13 @@ def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
 @settings(deadline=None, max_examples=15)
 def test_batches_and_generations_change_nothing(rows: list[dict[str, Any]], seed: int) -> None:
     check_deterministic(Performance, rows, seed=seed)
+
+
+def test_the_contract_of_plugins_is_kept() -> None:
+    skipped = {name: how for name, how in check_plugin(Performance).checks.items() if how != "passed"}
+    assert skipped == {"enrich": "skipped: it has no enrich"}
+    slow = [request(hour * 60 + n, 300 if hour == 3 else 100) for hour in range(4) for n in range(50)]
+    check_plugin(Performance, slow, {"max_names": 1}, seed=1)
 
 
 def test_insights_do_not_depend_on_batches() -> None:

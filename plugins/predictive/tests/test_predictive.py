@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from analytics_core import Answer, Question, Series, TimeRange
-from analytics_core.testing import MemoryReader, batch, started
+from analytics_core.testing import MemoryReader, batch, check_plugin, started
 from analytics_predictive.calendar import following
 from analytics_predictive.forecast import forecast
 from analytics_predictive.plugin import Predictive
@@ -122,6 +122,13 @@ def test_the_hook_asks_the_reader_for_event_counts_by_name() -> None:
     with MemoryReader([batch(rows)], asked) as events:
         answer = started(Predictive).insight(question, events)
     assert answer.table["forecast"].to_pylist() == [1, 2, 3]
+
+
+def test_the_contract_of_plugins_is_kept() -> None:
+    checks = check_plugin(Predictive).checks
+    assert checks["hooks"] == "passed"
+    assert checks["splits"] == "skipped: it has no process"
+    assert checks["insight"] == "skipped: forecast cannot be asked without parameters"
 
 
 def test_smape_and_mase_by_hand() -> None:

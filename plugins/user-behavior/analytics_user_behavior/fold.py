@@ -3,7 +3,7 @@
 Time is the tenant's own clock, the running maximum of ``received_at`` in log order (or the watermark of an empty
 batch), looked at in whole minutes. What depends on it happens when a minute begins, before that minute's first event,
 and when an hour begins. A minute that nothing looked at leaves no trace, so the same events give the same outputs
-whatever the batches are and whenever an empty one comes between.
+whatever the batches are, and with empty ones between that are no later than the receipt of what follows.
 """
 
 from __future__ import annotations

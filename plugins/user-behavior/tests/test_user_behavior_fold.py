@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analytics_core import EventBatch, HistogramSketch, ProcessResult, UniqueSketch
-from analytics_core.testing import batch, check_deterministic, run, started
+from analytics_core.testing import batch, check_deterministic, check_plugin, run, started
 from analytics_user_behavior.plugin import UserBehavior
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -193,6 +193,15 @@ def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
 @settings(deadline=None, max_examples=15)
 def test_batches_and_generations_change_nothing(rows: list[dict[str, Any]], seed: int) -> None:
     check_deterministic(UserBehavior, rows, seed=seed)
+
+
+def test_the_contract_of_plugins_is_kept() -> None:
+    skipped = {name: how for name, how in check_plugin(UserBehavior).checks.items() if how != "passed"}
+    assert skipped == {"enrich": "skipped: it has no enrich"}
+    rows = [
+        event(f"u{n % 7}", n * 11, ("view", "cart", "buy")[n % 3], received_at=at(n * 11 + n % 2)) for n in range(40)
+    ]
+    check_plugin(UserBehavior, rows, {"session_gap_minutes": 60, "lateness_hours": 1}, seed=1)
 
 
 @given(streams())

@@ -1,0 +1,44 @@
+"""``analytics plugins new``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from analytics_core.cli.plugins.asking import RefusedError, show_json
+from analytics_core.cli.plugins.making import NewPluginError, plugin_files, write
+
+
+@click.command("new")
+@click.argument("name")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the project is made; else ./NAME.")
+@click.option(
+    "--hook",
+    "hooks",
+    multiple=True,
+    default=("process",),
+    show_default=True,
+    help="What it implements: process, enrich, insight, ingest, setup, teardown; may be given several times.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+def command(name: str, folder: Path | None, hooks: tuple[str, ...], as_json: bool) -> None:
+    """Make a new plugin: a package that installs, runs and passes its tests.
+
+    NAME is small letters, digits and dashes, such as checkout-watch. The project has a pyproject.toml, a README, the
+    package with plugin.yaml and plugin.py, and tests. Nothing is overwritten.
+    """
+    project = folder or Path(name)
+    try:
+        texts = plugin_files(name, hooks)
+        write(project, texts)
+    except NewPluginError as error:
+        raise RefusedError(str(error)) from error
+    if as_json:
+        show_json({"name": name, "folder": project, "files": list(texts)})
+        return
+    for path in texts:
+        click.echo(project / path)
+    click.echo(
+        f"next: pip install -e {project} && python -m pytest {project}, then analytics plugins doctor {name}", err=True
+    )
