@@ -147,9 +147,7 @@ async def open_services(
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     stack.callback(live.close)
     if settings.plugins.watch != "off":
-        reloader = Reloader(
-            host, settings.manifests_dir, environ, deployment, polling=settings.plugins.watch == "poll"
-        )
+        reloader = Reloader(host, settings.manifests_dir, environ, deployment, polling=settings.plugins.watch == "poll")
         await asyncio.to_thread(reloader.start)
         stack.push_async_callback(asyncio.to_thread, reloader.stop)
     outbox.start()  # last: what a crash has left unpublished is for those who listen now
