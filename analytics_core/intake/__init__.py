@@ -61,7 +61,7 @@ class Intake:
         self.settings = settings
         self._log = log
         self._clock = clock
-        self._committer = Committer(log, clock)
+        self._committer = Committer(log, clock, self._oldest_receipt)
         self._way = Way(dedup, enricher, self._committer)
         self._ids = Ids()
         self._inflaters = ThreadPoolExecutor(2, thread_name_prefix="inflate")
@@ -69,7 +69,10 @@ class Intake:
         self._under_way: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.queued_bytes = 0
-        self._last_received = 0
+        self._last_received = micros(clock())
+        self._in_flight: dict[int, int] = {}
+        """By request: no event of it was received before (microseconds)."""
+        self._arrived = 0
         self.accepted = 0
         self.duplicates = 0
         self.rejected = 0
@@ -144,9 +147,21 @@ class Intake:
         return await asyncio.get_running_loop().run_in_executor(self._inflaters, inflate, body, encoding, limit)
 
     async def _submit(self, decoded: Decoded, tenant: str, source: str, idempotency_key: str | None) -> Outcome:
+        self._arrived += 1
+        number = self._arrived
+        self._in_flight[number] = self._last_received  # before the clock is read: no watermark may come in between
+        try:
+            return await self._take(decoded, tenant, source, idempotency_key, number)
+        finally:
+            del self._in_flight[number]
+
+    async def _take(
+        self, decoded: Decoded, tenant: str, source: str, idempotency_key: str | None, number: int
+    ) -> Outcome:
         started = time.perf_counter()
         now = micros(self._clock())
         self._last_received = received_at = max(self._last_received, now)  # the order of receipt never goes back
+        self._in_flight[number] = received_at
         shift = clock_skew(decoded.sent_at, now) if decoded.sent_at is not None else 0
         submission = Submission(
             decoded, received_at, shift, idempotency_key, asyncio.get_running_loop().create_future()
@@ -162,6 +177,10 @@ class Intake:
         if decoded.bad and not submission.accepted and not submission.duplicates:
             raise RejectedError([{"index": e.index, "field": e.field, "message": e.message} for e in decoded.bad])
         return submission.outcome(self._log.durable)
+
+    def _oldest_receipt(self) -> int | None:
+        """Of what is on its way to the committer; it asks from its own thread."""
+        return min(list(self._in_flight.values()), default=None)
 
     def _join_group(self, submission: Submission, tenant: str, source: str) -> None:
         key = (tenant, source)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import structlog
 
 from analytics_core.errors import AnalyticsError, LogWriteError
+from analytics_core.events import moment
 from analytics_core.log import EventLog, Prepared
 
 _log = structlog.get_logger("intake")
@@ -22,12 +23,19 @@ IDLE_SECONDS = 1.0
 class Committer:
     """Takes batches from the event loop, makes them durable in order, and settles each one's future.
 
-    When nothing comes for a second it writes the watermark, so that folds see time pass on a quiet log.
+    When nothing comes for a second it writes the watermark, so that folds see time pass on a quiet log. It is never
+    later than ``oldest()``, the receipt of the oldest event that is still on its way here, microseconds.
     """
 
-    def __init__(self, log: EventLog, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        oldest: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._log = log
         self._clock = clock
+        self._oldest = oldest
         self._waiting: queue.SimpleQueue[tuple[Prepared, Future[int]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
         self.commit_seconds = 0.0
@@ -91,7 +99,8 @@ class Committer:
                 future.set_result(position)
 
     def _tick(self) -> None:
+        now, oldest = self._clock(), self._oldest()
         try:
-            self._log.append([], self._clock())
+            self._log.append([], now if oldest is None else min(now, moment(oldest)))
         except AnalyticsError as error:
             _log.warning("watermark_not_written", error=str(error))

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +73,13 @@ class House:
 
 
 @asynccontextmanager
-async def house(tmp_path: Path, enricher: Any = None, **settings: Any) -> AsyncIterator[House]:
+async def house(
+    tmp_path: Path, enricher: Any = None, clock: Callable[[], datetime] = lambda: NOW, **settings: Any
+) -> AsyncIterator[House]:
     real = SegmentLog(tmp_path / "log", disk_reserve_bytes=0)
     log = GatedLog(real)
     dedup = Deduplicator(real, 100_000)
-    intake = Intake(IntakeSettings(**settings), log, dedup, enricher or Plain(), clock=lambda: NOW)
+    intake = Intake(IntakeSettings(**settings), log, dedup, enricher or Plain(), clock=clock)
     intake.start()
     try:
         yield House(intake, log)
@@ -259,6 +261,40 @@ def test_a_full_queue_is_refused_and_recovers(tmp_path: Path) -> None:
             await first
             assert (await h.post([event("b", "2")])).accepted == 1
             assert h.intake.queued_bytes == 0
+
+    run(scenario)
+
+
+def test_no_watermark_is_later_than_an_event_on_its_way(tmp_path: Path) -> None:
+    """Else a fold would see more time pass live than in a replay, where only the order of the log counts."""
+
+    class Slow(Plain):
+        def __init__(self) -> None:
+            self.entered, self.go = asyncio.Event(), asyncio.Event()
+
+        def enriches(self) -> bool:
+            return True
+
+        async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Any]:
+            self.entered.set()
+            await self.go.wait()
+            return batch, None
+
+    async def scenario() -> None:
+        times = [NOW]
+        slow = Slow()
+        async with house(tmp_path, slow, clock=lambda: times[0]) as h:
+            posted = asyncio.create_task(h.post(event("a", "1")))
+            await slow.entered.wait()
+            times[0] = NOW + timedelta(minutes=10)
+            before = h.log.durable
+            assert await asyncio.to_thread(h.log.wait, before, 30) > before
+            slow.go.set()
+            await posted
+            batches, _ = h.log.read(before)
+            assert [(len(b), b.watermark) for b in batches if not len(b)] == [(0, NOW)]
+            (row,) = [row for b in batches for row in b.rows()]
+            assert row.received_at == NOW
 
     run(scenario)
 
