@@ -65,7 +65,10 @@ def serve(settings: Settings, *, ready: Callable[[], None] | None = None) -> Non
     configure_logging(settings.logging, sys.stderr)
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()  # what the imports have made stays, and no later collection looks at it; plugins come after, and may go
-    uvloop.run(_serve(settings, ready))
+    try:
+        uvloop.run(_serve(settings, ready))
+    finally:
+        gc.unfreeze()
 
 
 async def _serve(settings: Settings, ready: Callable[[], None] | None) -> None:

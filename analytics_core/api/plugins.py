@@ -13,7 +13,7 @@ from msgspec import Struct
 from analytics_core.api.auth import Identity
 from analytics_core.api.operations import Content, Operation, Parameter, read_json, reply
 from analytics_core.api.services import Services
-from analytics_core.host.reload import Receipt
+from analytics_core.host.reload import ReloadReceipt
 from analytics_core.lanes import LaneView
 
 
@@ -53,7 +53,7 @@ class PluginsReply(Struct, frozen=True):
 class ReloadsReply(Struct, frozen=True):
     """The latest reloads of a plugin since the start of the host, the newest last."""
 
-    reloads: list[Receipt]
+    reloads: list[ReloadReceipt]
 
 
 class LanesReply(Struct, frozen=True):
@@ -120,7 +120,9 @@ OPERATIONS: Final = (
         tag="plugins",
         summary="Make a new generation of a plugin and hand it the state; answered when it runs or is rolled back",
         parameters=(Parameter("name", "a plugin that is to run", "path", required=True),),
-        replies={200: Content(Receipt, description="What became of it: outcome active, rolled_back, restart_required")},
+        replies={
+            200: Content(ReloadReceipt, description="What became of it, as its outcome says")
+        },
         refusals=(404, 503),
     ),
     Operation(

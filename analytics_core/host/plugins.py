@@ -22,7 +22,7 @@ from analytics_core.host.discovery import Found, discover
 from analytics_core.host.enrichment import Enricher, Enrichers, Mask
 from analytics_core.host.fingerprint import places
 from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, State, Transition
-from analytics_core.host.reload import Receipt
+from analytics_core.host.reload import ReloadReceipt
 from analytics_core.host.roster import Roster
 from analytics_core.host.runtime import ProcessRuntime, Runtime, Subject, ThreadRuntime, on_own_thread
 from analytics_core.host.selection import Choice, choose
@@ -116,7 +116,7 @@ class PluginHost:
         found = [member.choice.found for member in self._roster.members()]
         return frozenset().union(*(places(one) for one in found if one is not None))
 
-    def reload(self, name: str) -> Receipt:
+    def reload(self, name: str) -> ReloadReceipt:
         """Make a new generation of a plugin, changed or not, and wait for what becomes of it. Not for the event loop.
 
         :raises NotFoundError: for a plugin that is not to run.
@@ -223,7 +223,7 @@ class PluginHost:
         with self._moved:
             self._moved.notify_all()
 
-    def _received(self, receipt: Receipt) -> None:
+    def _received(self, receipt: ReloadReceipt) -> None:
         record(receipt, self._state)
         self._enlist()
         with self._moved:
@@ -235,7 +235,7 @@ class PluginHost:
         """Every plugin that is installed or asked for, sorted by name."""
         return [plugin_view(each.choice, each.health, each.lane) for each in self._roster.members()]
 
-    def receipts(self, name: str) -> list[Receipt]:
+    def receipts(self, name: str) -> list[ReloadReceipt]:
         """What the latest reloads of a plugin have done, the newest last."""
         member = self._roster.member(name)
         return list(member.receipts) if member is not None else []

@@ -35,7 +35,7 @@ _log = structlog.get_logger(__name__)
 Outcome = Literal["active", "rolled_back", "restart_required"]
 
 
-class Receipt(Struct, frozen=True):
+class ReloadReceipt(Struct, frozen=True):
     """What one reload did. ``seconds`` by phase; ``pause`` is how long the lane stood still for it, in seconds.
 
     ``position``: where in the log the next generation has taken over, None without a lane. ``survivors`` names what
@@ -107,7 +107,7 @@ class Reload:
         patience = max(self._seconds, LOAD_SECONDS) if self.pulse.doing == "load" else self._seconds
         return self.pulse.busy_for() > patience
 
-    def abandon(self) -> Receipt | None:
+    def abandon(self) -> ReloadReceipt | None:
         """Whatever the new generation is stuck in: it will not come in any more. None when it is in already."""
         with self._deciding:
             if self._asked is not None and not self._asked.cancel():
@@ -115,7 +115,7 @@ class Reload:
             self._given_up = HookTimeoutError(self.plugin, self.pulse.doing, self._seconds)
         return self._receipt("rolled_back", str(self._given_up))
 
-    def run(self) -> Receipt | None:
+    def run(self) -> ReloadReceipt | None:
         """All of it; None when it was abandoned meanwhile."""
         try:
             hooks = self._make()
@@ -200,7 +200,7 @@ class Reload:
         finally:
             self._asked = None
 
-    def _failed(self, error: BaseException) -> Receipt | None:
+    def _failed(self, error: BaseException) -> ReloadReceipt | None:
         self._new.close()
         if self._given_up is not None:
             return None
@@ -211,7 +211,7 @@ class Reload:
         _log.warning("reload_failed", plugin=self.plugin, problem=reason, exc_info=None if known else error)
         return self._receipt("restart_required" if isinstance(error, RestartRequiredError) else "rolled_back", reason)
 
-    def _retired(self) -> Receipt:
+    def _retired(self) -> ReloadReceipt:
         with self._phase("retire"):
             if self._left is not None:
                 _close(self.plugin, self._left)
@@ -222,8 +222,8 @@ class Reload:
             survivors = self._old.survivors()
         return self._receipt("active", "", survivors)
 
-    def _receipt(self, outcome: Outcome, reason: str, survivors: tuple[str, ...] = ()) -> Receipt:
-        return Receipt(
+    def _receipt(self, outcome: Outcome, reason: str, survivors: tuple[str, ...] = ()) -> ReloadReceipt:
+        return ReloadReceipt(
             plugin=self.plugin,
             before=self._old.generation,
             after=self._new.generation,
@@ -245,10 +245,15 @@ class Reload:
             self._phases[name] = time.monotonic() - began
 
 
-def replaced(plugin: str, old: Runtime, new: Runtime) -> Receipt:
+def replaced(plugin: str, old: Runtime, new: Runtime) -> ReloadReceipt:
     """The receipt of a change for which nothing had to be handed over, since nothing ran."""
     reason = "nothing ran that could be handed over"
-    return Receipt(plugin, old.generation, new.generation, "active", reason, datetime.now(UTC), {})
+    return ReloadReceipt(plugin, old.generation, new.generation, "active", reason, datetime.now(UTC), {})
+
+
+def refused(plugin: str, generation: int, reason: str) -> ReloadReceipt:
+    """The receipt of a change that a running host does not take in."""
+    return ReloadReceipt(plugin, generation, generation, "restart_required", reason, datetime.now(UTC), {})
 
 
 def _handed(fold: Fold, lane: Lane) -> Checkpoint:

@@ -12,7 +12,7 @@ import structlog
 
 from analytics_core.host.fingerprint import fingerprint
 from analytics_core.host.health import RUNNING, Health, Transition
-from analytics_core.host.reload import Receipt
+from analytics_core.host.reload import ReloadReceipt, refused
 from analytics_core.host.runtime import Runtime
 from analytics_core.host.selection import Choice
 from analytics_core.host.supervise import Life
@@ -47,7 +47,7 @@ class Member:
         self.identity = _identity(choice)
         self.tried = 0
         """The number of the latest generation that was made or tried."""
-        self.receipts: deque[Receipt] = deque(maxlen=_RECEIPTS)
+        self.receipts: deque[ReloadReceipt] = deque(maxlen=_RECEIPTS)
 
     @property
     def lane(self) -> Lane | None:
@@ -62,7 +62,7 @@ class Roster:
         choose: Callable[[], Sequence[Choice]],
         makers: Makers,
         observe: Callable[[Transition], None],
-        receive: Callable[[Receipt], None],
+        receive: Callable[[ReloadReceipt], None],
     ) -> None:
         self._choose = choose
         self._makers = makers
@@ -163,9 +163,18 @@ class Roster:
 
     def _succeed(self, member: Member, choice: Choice) -> None:
         assert member.life is not None
+        assert choice.manifest is not None
+        strategy = choice.manifest.reload.strategy
+        if strategy != "side_by_side" and member.health.state in RUNNING:
+            reason = f"its reload.strategy is {strategy}, which only a restart of the host carries out"
+            member.health.move("restart_required", reason)
+            receipt = refused(member.choice.name, member.health.generation, reason)
+            member.receipts.append(receipt)
+            self._receive(receipt)
+            return
         member.tried += 1
 
-        def settled(receipt: Receipt) -> None:
+        def settled(receipt: ReloadReceipt) -> None:
             if receipt.outcome == "active":
                 member.choice = choice
             member.receipts.append(receipt)

@@ -82,12 +82,12 @@ class Snapshot(MetaPathFinder, InspectLoader):
         """Take all that belongs to it out of the interpreter's tables. Harmless when repeated."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
-        for name in [name for name in list(sys.modules) if self._relative(name) is not None]:
+        for name in [name for name in sys.modules.copy() if self._relative(name) is not None]:
             del sys.modules[name]
 
     def loaded(self) -> list[ModuleType]:
         """Its modules that have been imported so far."""
-        return [module for name, module in list(sys.modules.items()) if self._relative(name) is not None]
+        return [module for name, module in sys.modules.copy().items() if self._relative(name) is not None]
 
     # finding
 

@@ -20,7 +20,7 @@ from analytics_core.errors import (
 from analytics_core.host.attempt import Attempt, MakeLane
 from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Restarts, State
 from analytics_core.host.present import Present
-from analytics_core.host.reload import Receipt, Reload, replaced
+from analytics_core.host.reload import Reload, ReloadReceipt, replaced
 from analytics_core.host.runtime import LOAD_SECONDS, Runtime
 from analytics_core.lanes.lane import Lane
 
@@ -64,7 +64,7 @@ class Life:
         self._next_at: float | None = 0.0
         self._closed = False
         self._reload: Reload | None = None
-        self._settled: Callable[[Receipt], None] = lambda _: None
+        self._settled: Callable[[ReloadReceipt], None] = lambda _: None
 
     @property
     def runtime(self) -> Runtime:
@@ -84,7 +84,7 @@ class Life:
         """Whether the first attempt has come to something, or waits for another plugin."""
         return self.health.state not in ("discovered", "loading", "starting")
 
-    def reload(self, new: Runtime, settled: Callable[[Receipt], None]) -> None:
+    def reload(self, new: Runtime, settled: Callable[[ReloadReceipt], None]) -> None:
         """Bring in the next generation: beside the running one, or in the place of one that does not run.
 
         Returns at once. ``settled`` is told how it ended, on some thread.
@@ -121,7 +121,7 @@ class Life:
         """Whether the next generation is being made."""
         return self._reload is not None
 
-    def _replace(self, new: Runtime, settled: Callable[[Receipt], None]) -> None:
+    def _replace(self, new: Runtime, settled: Callable[[ReloadReceipt], None]) -> None:
         """Nothing runs that could be handed over: the next attempt is one of ``new``."""
         attempt, old = self._attempt, self.runtime
         if attempt is not None and not attempt.over:
@@ -141,7 +141,7 @@ class Life:
             if self.health.state in ("reloading", "degraded"):
                 self.health.move("active", self._remark(), generation=new.generation)
 
-    def _reloaded(self, reload: Reload, receipt: Receipt, settled: Callable[[Receipt], None]) -> None:
+    def _reloaded(self, reload: Reload, receipt: ReloadReceipt, settled: Callable[[ReloadReceipt], None]) -> None:
         with self._lock:
             if self._reload is not reload:
                 return

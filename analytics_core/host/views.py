@@ -12,7 +12,7 @@ from msgspec import Struct
 from analytics_core.bus import Bus
 from analytics_core.errors import StorageError
 from analytics_core.host.health import Health, Transition
-from analytics_core.host.reload import Receipt
+from analytics_core.host.reload import ReloadReceipt
 from analytics_core.host.selection import Choice
 from analytics_core.lanes.lane import Lane
 from analytics_core.state import Message, StateStore
@@ -80,7 +80,7 @@ def announce(transition: Transition, state: StateStore, bus: Bus) -> None:
     bus.publish(Message(id=f"plugin:{plugin}:{at:.6f}", topic="plugin", tenant="", body=body))
 
 
-def record(receipt: Receipt, state: StateStore) -> None:
+def record(receipt: ReloadReceipt, state: StateStore) -> None:
     """A receipt as one log line and one record: the document ``reload`` of the plugin."""
     _log.info("plugin_reload", **msgspec.structs.asdict(receipt))
     try:

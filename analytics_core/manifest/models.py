@@ -108,11 +108,12 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Reload(Struct, frozen=True, forbid_unknown_fields=True):
-    """How state crosses generations: ``carry`` exports and imports it, ``fresh`` begins empty, ``never`` needs a
-    restart. Raise ``state_version`` when ``export_state`` changes its shape."""
+    """How the next generation of the plugin comes in: ``side_by_side`` with the running one until it is swapped in,
+    ``stop_first`` after the running one has ended, ``restart`` with the host alone. Raise ``state_version`` when
+    ``export_state`` changes its shape."""
 
     state_version: Annotated[int, Meta(ge=1)] = 1
-    strategy: Literal["carry", "fresh", "never"] = "carry"
+    strategy: Literal["side_by_side", "stop_first", "restart"] = "side_by_side"
 
 
 class PluginManifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,7 +10,6 @@ from analytics_core.events import EventBatch
 from analytics_core.host.wire import decode, encode
 from analytics_core.testing.case import Case, first_receipt, same_content
 from analytics_core.testing.comparing import same, same_outputs, same_state
-from analytics_core.testing.declared import declared
 from analytics_core.testing.generations import generations
 from analytics_core.testing.interpreter import go_on, unreachable
 from analytics_core.testing.running import carried
@@ -77,9 +76,6 @@ def _moments(begin: datetime, end: datetime) -> list[datetime]:
 def reload(case: Case) -> str:
     if reason := case.why_not(state=True):
         return reason
-    found = declared(case.plugin)
-    if found is not None and found.manifest.reload.strategy != "carry":
-        return f"plugin.yaml says 'strategy: {found.manifest.reload.strategy}', so no state crosses"
     subject = case.subject()
     with generations(case.plugin) as following:
         for each in [*case.batches(), case.closing()]:

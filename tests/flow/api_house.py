@@ -21,6 +21,7 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import ApiKey, Auth, Settings
 from analytics_core.errors import HookFailedError, NotFoundError
 from analytics_core.events import Event
+from analytics_core.host.reload import ReloadReceipt
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.maintenance import HeldRetention
 from analytics_core.live import Live
@@ -99,6 +100,14 @@ class StandIns:
 
     def lanes(self) -> list[LaneView]:
         return [LaneView("store", self.lane_state, 5, 2, 5, "a row of globex")]
+
+    def reload(self, name: str) -> ReloadReceipt:
+        self._ask("reload", name)
+        return self.receipts(name)[0]
+
+    def receipts(self, name: str) -> list[ReloadReceipt]:
+        at = datetime(2025, 1, 1, tzinfo=UTC)
+        return [ReloadReceipt(name, 1, 2, "active", "", at, {"load": 0.01}, 0.002, 7)]
 
     def route(self, method: str, path: str) -> str | None:
         return "foreign" if (method, path) == ("POST", "/foreign/track") else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +120,11 @@ def test_plugins_are_installed_and_removed_and_settings_changed_without_a_restar
         post(server, 1)
 
 
+def analytics(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "analytics_core.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 def names(server: ServerHouse) -> list[str]:
     return [plugin["name"] for plugin in server.get("/api/v1/plugins")["plugins"]]
 
@@ -134,6 +141,16 @@ def test_an_operator_reloads_over_rest_and_reads_the_receipts(tmp_path: Path) ->
         assert server.get("/api/v1/plugins/counting/reloads") == {"reloads": [made.body]}
         post(server, 1)
         equals(figure(server), 4, "handed over")
+        shown = analytics("plugins", "reload", "counting", "--url", server.url)
+        assert (shown.returncode, shown.stdout.splitlines()[0]) == (
+            0,
+            "counting: generation 3 has taken over from 2",
+        )
+        refused = analytics("plugins", "reload", "countin", "--url", server.url)
+        assert (refused.returncode, refused.stderr) == (
+            2,
+            "analytics: no plugin is named 'countin'; did you mean 'counting'?\n",
+        )
         unknown = server.ask("POST", "/api/v1/plugins/countin/reload")
         assert unknown.status == 404
         assert "counting" in unknown.body["detail"]

@@ -14,7 +14,7 @@ import pytest
 
 from analytics_core import Question, TimeRange
 from analytics_core.host.plugins import PluginHost
-from analytics_core.host.reload import Receipt
+from analytics_core.host.reload import ReloadReceipt
 from analytics_core.manifest import Deployment, PluginSettingsManifest
 from tests.flow.plugin_house import COUNTING, T0, House, head, until, until_state, view
 
@@ -42,7 +42,7 @@ async def refreshed(host: PluginHost, deployment: Deployment | None = None) -> l
     return await asyncio.to_thread(host.refresh, deployment)
 
 
-async def receipt(host: PluginHost, name: str, number: int = 1) -> Receipt:
+async def receipt(host: PluginHost, name: str, number: int = 1) -> ReloadReceipt:
     await until(lambda: len(host.receipts(name)) >= number, f"receipt {number} of {name}")
     return host.receipts(name)[number - 1]
 
@@ -217,6 +217,24 @@ def test_a_changed_setting_is_a_new_generation_of_the_same_code(house: House) ->
             assert "factor" in seen.reason
             house.add(1)
             await until(lambda: house.value("counting") == 40, "the settings that fit go on")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("strategy", ["stop_first", "restart"])
+def test_a_plugin_that_is_not_to_be_swapped_says_that_a_restart_is_needed(house: House, strategy: str) -> None:
+    house.install("counting", isolation="thread", reload={"strategy": strategy})
+
+    async def main() -> None:
+        async with house.host() as host:
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            rewrite(house, "counting", TWICE)
+            await refreshed(host)
+            seen = await until_state(host, "counting", "restart_required")
+            assert f"its reload.strategy is {strategy}" in seen.reason
+            house.add(1)
+            await until(lambda: house.value("counting") == 4, "the running one goes on")
 
     asyncio.run(main())
 

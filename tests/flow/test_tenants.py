@@ -169,6 +169,8 @@ CASES: dict[str, Case] = {
     "post /api/v1/events": post_events,
     "get /api/v1/metrics": metrics,
     "get /api/v1/plugins": get("/api/v1/plugins"),
+    "post /api/v1/plugins/{name}/reload": lambda ask, _: [ask("POST", "/api/v1/plugins/finder/reload")],
+    "get /api/v1/plugins/{name}/reloads": get("/api/v1/plugins/finder/reloads"),
     "get /api/v1/lanes": get("/api/v1/lanes"),
     "get /api/v1/analyses": get("/api/v1/analyses"),
     "post /api/v1/analyses/{name}": analysis,

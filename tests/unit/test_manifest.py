@@ -60,7 +60,7 @@ PLUGIN: dict[str, Any] = {
     "isolation": "thread",
     "limits": {"memory_mb": 256, "cpu_seconds": 10, "call_seconds": 1.5},
     "on_failure": "reject",
-    "reload": {"state_version": 2, "strategy": "carry"},
+    "reload": {"state_version": 2, "strategy": "stop_first"},
     "x-note": "free",
 }
 METRIC: dict[str, Any] = {
@@ -153,7 +153,7 @@ def test_a_third_party_plugin_is_a_process_unless_it_asks(tmp_path: Path) -> Non
         ("settings.properties.token.pattern", "(", "settings.properties.token.pattern: is no JSON Schema: '(' is"),
         ("settings.properties.gap.default", 0, "settings.properties.gap.default: 0 is less than the minimum of 1"),
         ("settings.$schema", "http://json-schema.org/draft-07/schema#", "settings.$schema: 'http://json-schema.org"),
-        ("reload.strategy", "pickle", "reload.strategy: 'pickle' is not valid; valid are: carry, fresh, never"),
+        ("reload.strategy", "pickle", "reload.strategy: 'pickle' is not valid; valid are: restart, side_by_side"),
     ],
 )  # fmt: skip
 def test_a_broken_plugin_manifest_says_what_is_wrong(tmp_path: Path, path: str, value: Any, expected: str) -> None:

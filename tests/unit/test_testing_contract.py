@@ -343,8 +343,3 @@ def test_what_the_manifest_does_not_list_is_refused(package: Callable[..., type]
     plugin = package("unlisted", hooks=["process", "export_state", "import_state"])
     with pytest.raises(AssertionError, match=r"check 'hooks': .*'setup' is implemented and not listed"):
         check_plugin(plugin, ROWS)
-
-
-def test_a_plugin_whose_state_is_not_carried_is_not_reloaded(package: Callable[..., type]) -> None:
-    plugin = package("fresh", reload={"strategy": "fresh"})
-    assert check_plugin(plugin, ROWS).checks["reload"].startswith("skipped: plugin.yaml says 'strategy: fresh'")

@@ -40,13 +40,26 @@ def live(url: str, api_key: str) -> list[dict[str, Any]]:
 
     :raises NoServerError: when it does not answer within two seconds.
     """
+    found = ask(url, api_key, "GET", "/api/v1/plugins", _SECONDS)
+    try:
+        return msgspec.convert(found["plugins"], list[dict[str, Any]])
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise AnalyticsError(f"what answers at {url} is no analytics server: {error}") from error
+
+
+def ask(url: str, api_key: str, method: str, path: str, seconds: float) -> dict[str, Any]:
+    """The JSON object that the server answers to a request without a body.
+
+    :raises NoServerError: when it does not answer in ``seconds``.
+    :raises ServerRefusedError: with what it says of any other status than 200.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError("--url", f"{url!r} is no address; valid is http://host:port")
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=_SECONDS)
+    connection = kind(parts.hostname, parts.port, timeout=seconds)
     try:
-        connection.request("GET", f"{parts.path}/api/v1/plugins", headers={"X-API-Key": api_key} if api_key else {})
+        connection.request(method, f"{parts.path}{path}", headers={"X-API-Key": api_key} if api_key else {})
         response = connection.getresponse()
         status, body = response.status, response.read()
     except (OSError, http.client.HTTPException) as error:
@@ -57,8 +70,8 @@ def live(url: str, api_key: str) -> list[dict[str, Any]]:
         advice = "name a key with --api-key or ANALYTICS_API_KEY" if status in (401, 403) else ""
         raise ServerRefusedError(url, status, body[:200].decode(errors="replace"), advice)
     try:
-        return msgspec.json.decode(body, type=dict[str, list[dict[str, Any]]])["plugins"]
-    except (msgspec.MsgspecError, KeyError) as error:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
         raise AnalyticsError(f"what answers at {url} is no analytics server: {error}") from error
 
 
