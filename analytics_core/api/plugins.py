@@ -120,9 +120,7 @@ OPERATIONS: Final = (
         tag="plugins",
         summary="Make a new generation of a plugin and hand it the state; answered when it runs or is rolled back",
         parameters=(Parameter("name", "a plugin that is to run", "path", required=True),),
-        replies={
-            200: Content(ReloadReceipt, description="What became of it, as its outcome says")
-        },
+        replies={200: Content(ReloadReceipt, description="What became of it, as its outcome says")},
         refusals=(404, 503),
     ),
     Operation(
