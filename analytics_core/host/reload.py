@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Final, Literal
 
@@ -100,6 +100,7 @@ class Reload:
         self._asked: Future[int] | None = None
         self._given_up: HookTimeoutError | None = None
         self._left: Fold | None = None
+        self._is_in = False
         self._deciding = threading.Lock()
 
     def overdue(self) -> bool:
@@ -110,7 +111,7 @@ class Reload:
     def abandon(self) -> ReloadReceipt | None:
         """Whatever the new generation is stuck in: it will not come in any more. None when it is in already."""
         with self._deciding:
-            if self._asked is not None and not self._asked.cancel():
+            if self._is_in or (self._asked is not None and not self._asked.cancel()):
                 return None
             self._given_up = HookTimeoutError(self.plugin, self.pulse.doing, self._seconds)
         return self._receipt("rolled_back", str(self._given_up))
@@ -120,9 +121,12 @@ class Reload:
         try:
             hooks = self._make()
             if self._lane is not None:
-                self._take_over(self._lane)
-            elif self._given_up is not None:
-                raise self._given_up
+                with suppress(LaneEndedError):  # the next attempt begins from the checkpoint, with the new code
+                    self._take_over(self._lane)
+            with self._deciding:
+                if self._given_up is not None and not self._is_in:
+                    raise self._given_up
+                self._is_in = True
             self._exchange(hooks)
         except BaseException as error:  # whatever a plugin raises ends its own generation and nothing else
             self.pulse.beat("")
@@ -181,7 +185,7 @@ class Reload:
             raise
         finally:
             self._pause = time.monotonic() - began
-        self._left = old
+        self._left, self._is_in = old, True
         return new
 
     def _between(self, lane: Lane, action: Callable[[Fold], Fold]) -> int:
@@ -206,8 +210,6 @@ class Reload:
             return None
         known = isinstance(error, AnalyticsError)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
-        if isinstance(error, LaneEndedError):
-            reason = "the present generation failed while the next one was made"
         _log.warning("reload_failed", plugin=self.plugin, problem=reason, exc_info=None if known else error)
         return self._receipt("restart_required" if isinstance(error, RestartRequiredError) else "rolled_back", reason)
 

@@ -77,6 +77,11 @@ class Runtime(Protocol):
     @property
     def generation(self) -> int: ...
 
+    @property
+    def seconds(self) -> float:
+        """How long one call of a hook may take."""
+        ...
+
     def load(self) -> frozenset[str]:
         """Import the plugin and check it; its hooks."""
         ...
@@ -131,6 +136,10 @@ class ThreadRuntime:
     @property
     def generation(self) -> int:
         return self._subject.generation
+
+    @property
+    def seconds(self) -> float:
+        return self._subject.seconds
 
     def load(self) -> frozenset[str]:
         return self._loaded().hooks
@@ -219,6 +228,10 @@ class ProcessRuntime:
     @property
     def generation(self) -> int:
         return self._subject.generation
+
+    @property
+    def seconds(self) -> float:
+        return self._subject.seconds
 
     def load(self) -> frozenset[str]:
         if self._worker is not None and self._worker.alive:

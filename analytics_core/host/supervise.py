@@ -64,6 +64,7 @@ class Life:
         self._next_at: float | None = 0.0
         self._closed = False
         self._reload: Reload | None = None
+        self._queued: tuple[Runtime, Callable[[ReloadReceipt], None]] | None = None
         self._settled: Callable[[ReloadReceipt], None] = lambda _: None
 
     @property
@@ -87,11 +88,15 @@ class Life:
     def reload(self, new: Runtime, settled: Callable[[ReloadReceipt], None]) -> None:
         """Bring in the next generation: beside the running one, or in the place of one that does not run.
 
-        Returns at once. ``settled`` is told how it ended, on some thread.
+        Returns at once. ``settled`` is told how it ended, on some thread. While one is under way the latest waits for
+        its end, and those between are passed over.
         """
         with self._lock:
             attempt = self._attempt
             if self._closed:
+                return
+            if self._reload is not None:
+                self._queued = new, settled
                 return
             if attempt is None or attempt.over or not attempt.running or self.health.state not in RUNNING:
                 self._replace(new, settled)
@@ -116,11 +121,6 @@ class Life:
         self._settled = settled
         threading.Thread(target=run, name=f"reload:{self.health.plugin}", daemon=True).start()
 
-    @property
-    def reloading(self) -> bool:
-        """Whether the next generation is being made."""
-        return self._reload is not None
-
     def _replace(self, new: Runtime, settled: Callable[[ReloadReceipt], None]) -> None:
         """Nothing runs that could be handed over: the next attempt is one of ``new``."""
         attempt, old = self._attempt, self.runtime
@@ -129,6 +129,7 @@ class Life:
             attempt.abandon()
         threading.Thread(target=old.close, name=f"close:{self.health.plugin}", daemon=True).start()
         self.present.exchange(new, frozenset())
+        self.seconds = new.seconds
         self._attempt, self._next_at, self.halted = None, 0.0, False
         self._restarts = Restarts(self._policy)
         self.health.move("discovered", f"generation {new.generation} is to be tried")
@@ -137,9 +138,12 @@ class Life:
     def _exchange(self, new: Runtime, hooks: frozenset[str]) -> None:
         with self._lock:
             self.present.exchange(new, hooks)
+            self.seconds = new.seconds
             self._restarts = Restarts(self._policy)
-            if self.health.state in ("reloading", "degraded"):
+            if self.health.state == "reloading":
                 self.health.move("active", self._remark(), generation=new.generation)
+            else:  # the lane has failed meanwhile; its next attempt is one of the new generation
+                self.health.generation = new.generation
 
     def _reloaded(self, reload: Reload, receipt: ReloadReceipt, settled: Callable[[ReloadReceipt], None]) -> None:
         with self._lock:
@@ -148,7 +152,10 @@ class Life:
             self._reload = None
             if receipt.outcome != "active" and self.health.state in RUNNING:
                 self.health.move(receipt.outcome, f"generation {receipt.after}: {receipt.reason}")
+            queued, self._queued = self._queued, None
         settled(receipt)
+        if queued is not None:
+            self.reload(*queued)
 
     def _watch_reload(self) -> None:
         reload = self._reload

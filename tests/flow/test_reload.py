@@ -151,6 +151,46 @@ def test_under_steady_events_every_one_is_counted_once_over_many_reloads(house: 
     asyncio.run(main())
 
 
+def test_of_changes_during_a_reload_the_latest_follows_it(house: House) -> None:
+    slow = COUNTING + "\n@hookimpl\ndef setup(self, context): time.sleep(0.2)\n"
+    hooks = ("process", "export_state", "import_state", "setup")
+    house.install("counting", slow, hooks, isolation="thread")
+
+    async def main() -> None:
+        async with house.host() as host:
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            for factor in (2, 3, 4, 5):
+                rewrite(house, "counting", slow.replace("value=self.n,", f"value={factor} * self.n,"))
+                assert await refreshed(host) == ["counting"]
+            found = await receipt(host, "counting", 2)
+            assert (found.outcome, found.after) == ("active", 5), "the first may have met a file that was being written"
+            house.add(1)
+            await until(lambda: house.value("counting") == 20, "five times four")
+
+    asyncio.run(main())
+
+
+def test_a_lane_that_fails_meanwhile_goes_on_with_the_new_code(house: House) -> None:
+    hooks = ("process", "export_state", "import_state", "setup")
+    failing = COUNTING.replace("self.n += len(batch)", "self.n += len(batch)\n    if self.n > 3: raise ValueError(1)")
+    slow = "\n@hookimpl\ndef setup(self, context): time.sleep(0.3)\n"
+    house.install("counting", failing + slow.replace("0.3", "0"), hooks, isolation="thread")
+
+    async def main() -> None:
+        async with house.host() as host:
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            rewrite(house, "counting", COUNTING + slow)
+            await refreshed(host)
+            house.add(2)
+            await until(lambda: house.value("counting") == 5, "with the mended code")
+            await until(lambda: view(host, "counting").state == "active", "its state")
+            assert view(host, "counting").generation == 2
+
+    asyncio.run(main())
+
+
 def test_a_plugin_that_failed_to_load_is_tried_again_when_it_is_mended(house: House) -> None:
     house.install("counting", "def process(self, batch:", isolation="thread")
 
