@@ -17,7 +17,10 @@ _COMMANDS: Final = {
     "inspect": ("inspection", "All that the manifest of the plugin NAME says, and what became of it."),
     "doctor": ("doctor", "Load each plugin in a process of its own and show all that is wrong."),
     "validate": ("validation", "Check a plugin before it is published: PATH is its project or its wheel."),
-    "reload": ("reloading", "Make a new generation of the running plugin NAME and hand it the state."),
+    "reload": (
+        "reloading",
+        "Make a new generation of the running plugin NAME, changed or not, and hand it the state.",
+    ),
     "new": ("new", "Make a new plugin: a package that installs, runs and passes its tests."),
 }
 
