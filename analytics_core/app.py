@@ -126,17 +126,7 @@ async def open_services(
     host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake)
     stack.push_async_callback(host.close)
     await host.start()
-    writer = StoreWriter(
-        log,
-        lake,
-        settings.storage,
-        dedup_floor=lambda: dedup.floor,
-        policy=_retention(settings, deployment),
-        forget=state.forget,
-        on_fatal=on_fatal,
-    )
-    writer.start()
-    stack.push_async_callback(asyncio.to_thread, writer.stop)
+    writer = _store_writer(settings, deployment, store, stack, on_fatal)
     history = History(log, lake, log_directory=log.directory)
     metrics = MetricQueries(history, state, deployment)
     live_metrics = LiveMetrics(log, bus, LiveWindows(metrics.definitions.values()))
@@ -149,10 +139,7 @@ async def open_services(
     stack.push_async_callback(submissions.close)
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     stack.callback(live.close)
-    if settings.plugins.watch != "off":
-        reloader = Reloader(host, settings.manifests_dir, environ, deployment, polling=settings.plugins.watch == "poll")
-        await asyncio.to_thread(reloader.start)
-        stack.push_async_callback(asyncio.to_thread, reloader.stop)
+    await _watch(settings, deployment, host, stack)
     outbox.start()  # last: what a crash has left unpublished is for those who listen now
     return Services(
         settings=settings,
@@ -171,6 +158,36 @@ async def open_services(
         figures=partial(_figures, store, intake, live),
         started_at=datetime.now(UTC),
     )
+
+
+def _store_writer(
+    settings: Settings,
+    deployment: Deployment,
+    store: Storage,
+    stack: AsyncExitStack,
+    on_fatal: Callable[[StorageError], None],
+) -> StoreWriter:
+    writer = StoreWriter(
+        store.log,
+        store.lake,
+        settings.storage,
+        dedup_floor=lambda: store.dedup.floor,
+        policy=_retention(settings, deployment),
+        forget=store.state.forget,
+        on_fatal=on_fatal,
+    )
+    writer.start()
+    stack.push_async_callback(asyncio.to_thread, writer.stop)
+    return writer
+
+
+async def _watch(settings: Settings, deployment: Deployment, host: PluginHost, stack: AsyncExitStack) -> None:
+    """Take changed plugins into the running host, unless the operator does not want it."""
+    watch = settings.plugins.watch
+    if watch != "off":
+        reloader = Reloader(host, settings.manifests_dir, environ, deployment, polling=watch == "poll")
+        await asyncio.to_thread(reloader.start)
+        stack.push_async_callback(asyncio.to_thread, reloader.stop)
 
 
 async def _open_storage(settings: Settings, stack: AsyncExitStack) -> Storage:
