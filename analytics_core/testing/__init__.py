@@ -16,17 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from analytics_core.testing.clock import START, Clock
     from analytics_core.testing.contract import Check, Report, check_plugin
     from analytics_core.testing.faults import Faults
+    from analytics_core.testing.folds import check_deterministic
     from analytics_core.testing.host import EmbeddedHost
-    from analytics_core.testing.mixed import mixed_rows
     from analytics_core.testing.reader import MemoryReader
-    from analytics_core.testing.recording import RecordingError, record
-    from analytics_core.testing.replaying import Failed, Replayed, differences, replay
-    from analytics_core.testing.rows import Feed, Row, batch
+    from analytics_core.testing.recording import Failed, RecordingError, Replayed, differences, record, replay
+    from analytics_core.testing.rows import START, Clock, Feed, Row, batch, mixed_rows
     from analytics_core.testing.running import run, started
-    from analytics_core.testing.splitting import check_deterministic
 
 __all__ = [
     "START",
@@ -53,17 +50,14 @@ __all__ = [
 ]
 
 _HOMES: Final = {
-    "clock": ("START", "Clock"),
     "contract": ("Check", "Report", "check_plugin"),
     "faults": ("Faults",),
+    "folds": ("check_deterministic",),
     "host": ("EmbeddedHost",),
-    "mixed": ("mixed_rows",),
     "reader": ("MemoryReader",),
-    "recording": ("RecordingError", "record"),
-    "replaying": ("Failed", "Replayed", "differences", "replay"),
-    "rows": ("Feed", "Row", "batch"),
+    "recording": ("Failed", "RecordingError", "Replayed", "differences", "record", "replay"),
+    "rows": ("START", "Clock", "Feed", "Row", "batch", "mixed_rows"),
     "running": ("run", "started"),
-    "splitting": ("check_deterministic",),
 }
 
 

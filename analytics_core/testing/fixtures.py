@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from analytics_core.testing.clock import Clock
     from analytics_core.testing.faults import Faults
     from analytics_core.testing.host import EmbeddedHost
-    from analytics_core.testing.rows import Feed
+    from analytics_core.testing.rows import Clock, Feed
 
 
 @pytest.fixture
 def analytics_clock() -> Clock:
     """The time of this test: ``.now``, ``.set(datetime)``, ``.advance(minutes=31)``. It gives the watermarks of
     `analytics_events` and `analytics_host`."""
-    from analytics_core.testing.clock import Clock
+    from analytics_core.testing.rows import Clock
 
     return Clock()
 
@@ -58,20 +57,26 @@ def analytics_host(tmp_path: Path, analytics_events: Feed) -> Iterator[Callable[
 
 @pytest.fixture
 def analytics_reload() -> Iterator[Callable[..., Any]]:
-    """``analytics_reload(plugin, settings)`` hands the state of an instance to one of a new generation of its sources,
-    as they are now, and gives that. A class without ``plugin.yaml`` has no sources: then it is a new instance."""
-    from analytics_core.testing.generations import generations, original
-    from analytics_core.testing.running import Subject
+    """``analytics_reload(plugin, settings)`` makes an instance of a new generation of the plugin's sources, as they are
+    now, hands it the state if the plugin exports one, and tears the old one down, as a reload of the host does.
+
+    A class without ``plugin.yaml`` has no sources of its own: then it is a new instance.
+    """
+    from analytics_core.testing.declared import context_of, generations
+    from analytics_core.testing.running import Subject, adopted
 
     with ExitStack() as made:
+        running: list[tuple[Subject, type]] = []
 
         def reload(plugin: Any, settings: dict[str, Any] | None = None) -> Any:
-            plugin_class = original(type(plugin))
+            known = [each for each in running if each[0].instance.target is plugin]
+            if not known:
+                known = [(made.enter_context(adopted(plugin)), type(plugin))]
+                running.extend(known)
+            ((subject, plugin_class),) = known
             following = made.enter_context(generations(plugin_class))
-            subject = Subject(plugin_class, settings)
-            subject.instance = plugin
-            subject.renew(following())
-            return subject.instance
+            subject.renew(following(), context_of(plugin_class, settings or {}))
+            return subject.instance.target
 
         yield reload
 

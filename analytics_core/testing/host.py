@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from msgspec.structs import replace
 
 from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Lanes, Settings, Storage
 from analytics_core.errors import NotFoundError
 from analytics_core.events import UNPLACED_SCHEMA, EventBatch
-from analytics_core.host.discovery import Found
-from analytics_core.host.health import FINAL, RestartPolicy
+from analytics_core.host.budget import RestartPolicy
+from analytics_core.host.discovery import Found, discover
+from analytics_core.host.health import FINAL
 from analytics_core.host.plugins import PluginHost
+from analytics_core.host.threads import LoopThread
 from analytics_core.host.views import PluginView
 from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.manifest import Deployment, PluginSettingsManifest
 from analytics_core.state import Checkpoint, Message, Outputs, Point
 from analytics_core.state.sqlite import SqliteState
+from analytics_core.testing.declared import manifest_of
 from analytics_core.testing.rows import Feed, Row
-from analytics_core.testing.subjects import found
 
 QUICK: Final = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, hangs=2, cool_down=600.0)
 """A plugin that fails is tried again at once, and rests for good after three failures or two hangs in a row."""
@@ -37,7 +40,15 @@ _RISING: Final = frozenset({"discovered", "loading", "starting"})
 _HOPELESS: Final = FINAL | {"blocked", "quarantined"}
 _BEGIN, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
-T = TypeVar("T")
+_given: Final[dict[str, type]] = {}
+"""The classes that packages made here stand for, by package."""
+_numbers: Final = count(1)
+_SOURCE: Final = '''"""Stands for a class that a test has given."""
+
+from analytics_core.testing.host import given
+
+Plugin = given({package!r})
+'''
 
 
 class EmbeddedHost:
@@ -45,7 +56,7 @@ class EmbeddedHost:
     it on a lane of its own. Made by `embedded`; every method may be called from the test's own thread.
     """
 
-    def __init__(self, host: PluginHost, loop: _Loop, log: SegmentLog, state: _State, feed: Feed) -> None:
+    def __init__(self, host: PluginHost, loop: LoopThread, log: SegmentLog, state: _State, feed: Feed) -> None:
         self._host = host
         self._loop = loop
         self._log = log
@@ -61,7 +72,7 @@ class EmbeddedHost:
         made = self._feed(rows, tenant)
         watermark = made.watermark
         if len(made) and self._host.enriches():
-            made, dropped = self._loop.run(self._host.enrich(made))
+            made, dropped = self._loop.submit(self._host.enrich(made)).result()
             made = made if dropped is None else made.filter(~np.asarray(dropped))
         self._log.append([_unplaced(made)] if len(made) else [], watermark)
         return self._log.durable
@@ -141,9 +152,9 @@ def embedded(
     """
     with ExitStack() as stack:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
-        subjects = stack.enter_context(found(plugins, directory / "site"))
+        found = stack.enter_context(_found(plugins, directory / "site"))
         deployment = Deployment(
-            plugins={each.name: _intent(each, (settings or {}).get(each.name, {})) for each in subjects}
+            plugins={each.name: _intent(each, (settings or {}).get(each.name, {})) for each in found}
         )
         data = directory / "data"
         lanes = Lanes(checkpoint_seconds=_CHECKPOINT_SECONDS, hang_seconds=hang_seconds)
@@ -152,19 +163,26 @@ def embedded(
         stack.callback(log.close)
         state = _State(data / "state.db")
         stack.callback(state.close)
-        loop = stack.enter_context(_Loop.running())
+        loop = LoopThread("analytics-host")
+        stack.callback(_end, loop)
 
         async def opened() -> PluginHost:
             bus = MemoryBus(asyncio.get_running_loop())
-            stack.callback(lambda: loop.run(bus.close()))
-            host = PluginHost(told, deployment, log, None, state, bus, find=lambda: subjects, restarts=restarts)
-            stack.callback(lambda: loop.run(host.close()))
+            stack.callback(lambda: loop.submit(bus.close()).result())
+            host = PluginHost(told, deployment, log, None, state, bus, find=lambda: found, restarts=restarts)
+            stack.callback(lambda: loop.submit(host.close()).result())
             await host.start()
             return host
 
-        host = loop.run(opened())
+        host = loop.submit(opened()).result()
         _wait_for_start(host, min(2 * hang_seconds, 10.0))
         yield EmbeddedHost(host, loop, log, state, feed)
+
+
+def _end(loop: LoopThread) -> None:
+    loop.submit(loop.loop.shutdown_default_executor()).result()
+    loop.stop()
+    loop.join()
 
 
 def _intent(plugin: Found, settings: Mapping[str, Any]) -> PluginSettingsManifest:
@@ -200,31 +218,47 @@ class _State(SqliteState):
         return position
 
 
-class _Loop:
-    """An event loop on a thread of its own."""
+# --- what it runs ----------------------------------------------------------------------------------------------------
 
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="analytics-host", daemon=True)
 
-    @classmethod
-    @contextmanager
-    def running(cls) -> Iterator[_Loop]:
-        loop = cls()
-        loop._thread.start()
-        try:
-            yield loop
-        finally:
-            loop._loop.call_soon_threadsafe(loop._loop.stop)
-            loop._thread.join()
+def given(package: str) -> type:
+    """The class for which a package made here stands."""
+    return _given[package]
 
-    def run(self, call: Coroutine[Any, Any, T]) -> T:
-        """Wait for ``call`` on the loop."""
-        return asyncio.run_coroutine_threadsafe(call, self._loop).result()
 
-    def _run(self) -> None:
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_default_executor())
-            self._loop.close()
+@contextmanager
+def _found(plugins: Sequence[type | str], site: Path) -> Iterator[list[Found]]:
+    """Each plugin as the host discovers it. A name is what is installed under it; a class is that very object, under
+    its own ``plugin.yaml`` if it has one, in a package that is written below ``site``.
+
+    :raises NotFoundError: for a name under which nothing is installed.
+    """
+    packages: list[str] = []
+    try:
+        made = []
+        for plugin in plugins:
+            if isinstance(plugin, str):
+                made.append(_installed(plugin))
+            else:
+                packages.append(f"analytics_given_{next(_numbers)}")
+                made.append(_standing_for(plugin, packages[-1], site))
+        yield made
+    finally:
+        for package in packages:
+            _given.pop(package, None)
+
+
+def _installed(name: str) -> Found:
+    installed = {each.name: each for each in discover()}
+    if name not in installed:
+        raise NotFoundError("installed plugin", name, installed)
+    return installed[name]
+
+
+def _standing_for(plugin_class: type, package: str, site: Path) -> Found:
+    directory = site / package
+    directory.mkdir(parents=True)
+    (directory / "__init__.py").write_text(_SOURCE.format(package=package), encoding="utf-8")
+    _given[package] = plugin_class
+    manifest = replace(manifest_of(plugin_class), entry=f"{package}:Plugin")
+    return Found(manifest.name, package, "0", package, directory, manifest)

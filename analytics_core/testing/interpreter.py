@@ -1,6 +1,7 @@
 """A fold that goes on in a fresh interpreter, where nothing is left of the first one but the exported state.
 
-``python -m analytics_core.testing.interpreter <order> <reply>`` is the other side.
+``python -P -m analytics_core.testing.interpreter <order> <reply>`` is the other side. It imports the module of the
+plugin and nothing else: never the program that was started, which would start all over again.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from msgspec import Struct
 from analytics_core.events import EventBatch
 from analytics_core.host.wire import decode, encode
 from analytics_core.records import ProcessResult
-from analytics_core.testing.running import Subject
+from analytics_core.testing.running import fresh
 
 _SECONDS: Final = 120.0
+_INSIDE: Final = "ANALYTICS_FRESH_INTERPRETER"
+"""In the environment of a fresh interpreter: a module that checks its plugin when it is imported starts no other."""
 _MOST_SEED: Final = 4_294_967_295
 
 
@@ -47,7 +50,11 @@ class Reply(Struct, frozen=True):
 
 
 def unreachable(plugin_class: type) -> str:
-    """Why another interpreter cannot import the class by its module and name; empty when it can."""
+    """Why no other interpreter can import the class by its module and name; empty when one can."""
+    if _INSIDE in os.environ:
+        return "this is the fresh interpreter of another check"
+    if plugin_class.__module__ == "__main__":
+        return "the class is in the program itself, which would run again; put it into a module of its own"
     if "<locals>" in plugin_class.__qualname__:
         return "the class is made inside a function, so no other interpreter can import it"
     return ""
@@ -73,7 +80,7 @@ def go_on(
     with TemporaryDirectory() as directory:
         asked, answered = Path(directory) / "order", Path(directory) / "reply"
         asked.write_bytes(encode(order))
-        command = [sys.executable, "-m", "analytics_core.testing.interpreter", str(asked), str(answered)]
+        command = [sys.executable, "-P", "-m", "analytics_core.testing.interpreter", str(asked), str(answered)]
         done = subprocess.run(  # noqa: S603  this interpreter and this module
             command, env=_environment(seed), capture_output=True, text=True, timeout=_SECONDS, check=False
         )
@@ -89,7 +96,7 @@ def _environment(seed: int) -> dict[str, str]:
     if hashes == os.environ.get("PYTHONHASHSEED"):
         hashes = str((seed + 1) % _MOST_SEED + 1)
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, "PYTHONHASHSEED": hashes, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONHASHSEED": hashes, "PYTHONPATH": path, _INSIDE: "1"}
 
 
 def _class_of(order: Order) -> type:
@@ -101,28 +108,27 @@ def _class_of(order: Order) -> type:
 
 
 def _module_of(order: Order) -> ModuleType:
-    """By its name; by its file when it is a script, or a test that pytest has imported from no path."""
-    if order.module != "__main__":
-        try:
-            return import_module(order.module)
-        except ModuleNotFoundError as error:
-            if not f"{order.module}.".startswith(f"{error.name}."):
-                raise
-    name = order.module if order.module != "__main__" else "__mp_main__"
-    spec = spec_from_file_location(name, order.file)
+    """By its name; by its file when it is a test that pytest has imported from no path."""
+    try:
+        return import_module(order.module)
+    except ModuleNotFoundError as error:
+        if not f"{order.module}.".startswith(f"{error.name}."):
+            raise
+    spec = spec_from_file_location(order.module, order.file)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules[name] = module_from_spec(spec)
+    module = sys.modules[order.module] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def main(asked: str, answered: str) -> None:
     order: Order = decode(Path(asked).read_bytes(), Order)
-    subject = Subject(_class_of(order), order.settings)
-    subject.restore(order.state)
-    results = [subject.process(each) for each in order.batches]
-    Path(answered).write_bytes(encode(Reply(results, subject.export())))
+    with fresh(_class_of(order), order.settings) as subject:
+        subject.restore(order.state)
+        results = [subject.process(each) for each in order.batches]
+        state = subject.export()
+    Path(answered).write_bytes(encode(Reply(results, state)))
 
 
 if __name__ == "__main__":

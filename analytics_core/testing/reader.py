@@ -14,7 +14,7 @@ from analytics_core.metrics.buckets import buckets
 from analytics_core.queries.reader import Reader, ReaderSpec
 from analytics_core.queries.tail import Tail
 from analytics_core.records import Series, TimeRange
-from analytics_core.testing.clock import START
+from analytics_core.testing.rows import START
 
 
 class MemoryReader(Reader):

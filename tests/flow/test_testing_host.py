@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -23,9 +23,8 @@ from analytics_core.testing import (
     differences,
     record,
     replay,
-    subjects,
 )
-from analytics_core.testing.host import embedded
+from analytics_core.testing.host import _given, embedded
 
 Start = Callable[..., EmbeddedHost]
 
@@ -115,15 +114,33 @@ def test_plugins_that_enrich_see_what_is_posted_first(analytics_host: Start) -> 
     assert clicks(host) == [1]
 
 
+class Remembers(CountsClicks):
+    """Tells what states its instances were given, and how many events each call."""
+
+    given: ClassVar[list[Any]] = []
+
+    @hookimpl
+    def process(self, batch: EventBatch) -> ProcessResult:
+        self.given.append(len(batch))
+        return super().process(batch)
+
+    @hookimpl
+    def import_state(self, state: dict[str, Any], version: int) -> None:
+        self.given.append(dict(state))
+        super().import_state(state, version)
+
+
 def test_a_plugin_that_fails_once_goes_on_from_its_checkpoint(analytics_host: Start, analytics_faults: Faults) -> None:
-    with analytics_faults.raises(CountsClicks, "process", ValueError("no"), at=2) as fault:
-        host = analytics_host(CountsClicks)
+    Remembers.given.clear()
+    with analytics_faults.raises(Remembers, "process", ValueError("no"), at=2) as fault:
+        host = analytics_host(Remembers)
         for _ in range(3):
             host.post([{"event": "click"}])
             host.settle()
-        assert fault.struck == 1
-        assert clicks(host) == [3]
-        assert host.plugin("counts-clicks").errors == 1
+        assert (fault.calls, fault.struck) == (4, 1)
+        assert Remembers.given == [1, {"click": 1}, 1, 1]  # the second call never got there
+        assert [point.value for point in host.metric("remembers.n")] == [3]
+        assert host.plugin("remembers").errors == 1
 
 
 def test_a_plugin_that_gives_a_wrong_type_for_ever_is_quarantined(
@@ -144,7 +161,8 @@ def test_a_plugin_that_hangs_is_started_anew(analytics_host: Start, analytics_fa
         host = analytics_host(CountsClicks, hang_seconds=1.0)
         host.post([{"event": "click"}])
         host.settle()
-        assert (fault.struck, clicks(host)) == (1, [1])
+        assert (fault.calls, fault.struck) == (2, 1)
+        assert clicks(host) == [1]
         assert host.plugin("counts-clicks").errors == 1
 
 
@@ -176,8 +194,8 @@ def test_nothing_is_left_at_the_end(tmp_path: Path, analytics_events: Feed) -> N
     with embedded([CountsClicks, "performance"], tmp_path, analytics_events) as host:
         host.post([{"event": "click"}])
         host.settle()
-        assert subjects._given
+        assert _given
     assert {thread.name for thread in threading.enumerate() if thread.is_alive() and thread not in before} == set()
     assert sys.getswitchinterval() == interval
-    assert not subjects._given
+    assert not _given
     assert not [name for name in sys.modules if name.startswith("analytics_given")]

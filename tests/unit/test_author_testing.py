@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analytics_core import EventBatch, Metric, PluginContext, ProcessResult, TimeRange, Window, hookimpl
-from analytics_core.errors import QueryError
-from analytics_core.testing import START, MemoryReader, batch, check_deterministic, run
+from analytics_core.errors import HookFailedError, QueryError
+from analytics_core.testing import START, MemoryReader, batch, check_deterministic, run, started
 
 ROWS = [{"event": "click", "user_id": f"u{n}"} for n in range(9)]
 
@@ -64,12 +65,35 @@ class Told:
         return ProcessResult([Metric(name="size", value=self.size, window=Window(START))])
 
 
+class Exits:
+    @hookimpl
+    def process(self, batch: EventBatch) -> None:
+        raise SystemExit(3)
+
+
 def test_a_right_fold_passes() -> None:
     check_deterministic(Counter, ROWS)
     check_deterministic(Awaits, ROWS)
 
 
-@pytest.mark.parametrize("wrong", [CountsBatches, Forgets])
+class DropsLate(Counter):
+    """Goes by the time of its batch, which depends on how many events are in it."""
+
+    @hookimpl
+    def process(self, batch: EventBatch) -> ProcessResult:
+        late = batch.watermark - timedelta(seconds=3)
+        return super().process(batch.filter(np.array([row.timestamp >= late for row in batch.rows()], bool)))
+
+
+class Gauges(Counter):
+    """The same for two tenants: each has a gauge of its own."""
+
+    @hookimpl
+    def process(self, batch: EventBatch) -> ProcessResult:
+        return ProcessResult([Metric(name="clicks", value=len(batch), window=Window(START))])
+
+
+@pytest.mark.parametrize("wrong", [CountsBatches, Forgets, DropsLate])
 def test_a_fold_that_depends_on_batches_or_forgets_is_found(wrong: type) -> None:
     with pytest.raises(AssertionError, match="split at"):
         check_deterministic(wrong, ROWS)
@@ -78,6 +102,21 @@ def test_a_fold_that_depends_on_batches_or_forgets_is_found(wrong: type) -> None
 def test_the_latest_of_equal_outputs_is_kept() -> None:
     result = run(Counter, [batch(ROWS), batch(ROWS, first_seq=9)])
     assert [(m.name, m.value) for m in result.metrics] == [("clicks", 18)]
+
+
+def test_equal_outputs_of_two_tenants_are_two() -> None:
+    result = run(Gauges, [batch(ROWS, "a"), batch(ROWS[:3], "b")])
+    assert [m.value for m in result.metrics] == [9, 3]
+
+
+def test_what_a_hook_raises_is_raised() -> None:
+    with pytest.raises(KeyError, match="size") as raised:
+        run(Told, [batch(ROWS)])
+    assert raised.traceback[-1].name == "setup"
+    with pytest.raises(KeyError, match="size"):
+        started(Told)
+    with pytest.raises(HookFailedError, match="'exits': hook 'process' failed: SystemExit: 3"):
+        run(Exits, [batch(ROWS)])
 
 
 def test_settings_reach_setup() -> None:

@@ -10,8 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-import yaml
 
 from analytics_core import EventBatch, PluginContext, hookimpl, testing
 from analytics_core.testing import START, Clock, Faults, Feed, fixtures
@@ -73,30 +73,93 @@ def test_reload_hands_the_state_to_a_new_instance(analytics_reload: Callable[...
     assert (type(again), again.n, again.step) == (Counter, 3, 3)
 
 
-def test_reload_takes_the_sources_as_they_are_now(
-    analytics_reload: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = tmp_path / "changing"
-    home.mkdir()
-    source = (
-        "from analytics_core import hookimpl\n\n\nclass Plugin:\n    word = {word!r}\n    n = 0\n\n"
-        "    @hookimpl\n    def process(self, batch):\n        self.n += len(batch)\n\n"
-        "    @hookimpl\n    def export_state(self):\n        return self.n\n\n"
-        "    @hookimpl\n    def import_state(self, state, version):\n        self.n = state\n"
-    )
-    hooks = ["process", "export_state", "import_state"]
-    declared = {"kind": "plugin", "manifest": 1, "name": "changing", "entry": "changing:Plugin", "hooks": hooks}
-    (home / "plugin.yaml").write_text(yaml.safe_dump(declared))
-    (home / "__init__.py").write_text(source.format(word="old"))
+HEAD = """
+from analytics_core import hookimpl
+
+class Plugin:
+    word = {word!r}
+    n = 0
+
+    @hookimpl
+    def process(self, batch):
+        self.n += len(batch)
+"""
+STATE = """
+    @hookimpl
+    def export_state(self):
+        return self.n
+
+    @hookimpl
+    def import_state(self, state, version):
+        assert version == 3
+        self.n = state
+"""
+
+
+@pytest.fixture
+def changing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a package, and gives the file of its class."""
+
+    def write(name: str, source: str, *hooks: str) -> Path:
+        home = tmp_path / name
+        home.mkdir()
+        declared = {"kind": "plugin", "manifest": 1, "name": name, "entry": f"{name}:Plugin", "hooks": hooks}
+        (home / "plugin.yaml").write_text(msgspec.json.encode({**declared, "reload": {"state_version": 3}}).decode())
+        (home / "__init__.py").write_text(source.format(word="old"))
+        return home / "__init__.py"
+
     monkeypatch.syspath_prepend(tmp_path)
+    return write
+
+
+def test_reload_takes_the_sources_as_they_are_now(
+    analytics_reload: Callable[..., Any], changing: Callable[..., Path]
+) -> None:
+    file = changing("changing", HEAD + STATE, "process", "export_state", "import_state")
     plugin = testing.started(import_module("changing").Plugin)
     plugin.n = 7
-    (home / "__init__.py").write_text(source.format(word="new"))
+    file.write_text((HEAD + STATE).format(word="new"))
     again = analytics_reload(plugin)
     assert (plugin.word, again.word, again.n) == ("old", "new", 7)
     third = analytics_reload(again)
     assert type(third) is not type(again)
     assert (third.word, third.n) == ("new", 7)
+
+
+def test_reload_of_a_plugin_without_state_is_a_new_generation_too(
+    analytics_reload: Callable[..., Any], changing: Callable[..., Path]
+) -> None:
+    file = changing("forgetful", HEAD, "process")
+    plugin = testing.started(import_module("forgetful").Plugin)
+    plugin.n = 7
+    file.write_text(HEAD.format(word="new"))
+    again = analytics_reload(plugin)
+    assert (again.word, again.n) == ("new", 0)
+    assert analytics_reload(again) is not again
+
+
+def test_reload_of_a_class_beside_that_of_the_entry_is_one_of_itself(
+    analytics_reload: Callable[..., Any], changing: Callable[..., Path]
+) -> None:
+    changing("beside", HEAD + STATE + "\n\nclass Other(Plugin):\n    pass\n", "process", "export_state", "import_state")
+    other = testing.started(import_module("beside").Other)
+    assert type(analytics_reload(other)).__name__ == "Other"
+
+
+class Watched(Counter):
+    torn_down = 0
+
+    @hookimpl
+    def teardown(self) -> None:
+        self.torn_down += 1
+
+
+def test_reload_tears_the_old_instance_down_once(analytics_reload: Callable[..., Any]) -> None:
+    first = testing.started(Watched)
+    assert first.torn_down == 0
+    second = analytics_reload(first)
+    third = analytics_reload(second)
+    assert (first.torn_down, second.torn_down, third.torn_down) == (1, 1, 0)
 
 
 def test_faults_strike_when_they_are_due_and_are_gone_afterwards(analytics_faults: Faults) -> None:
@@ -143,6 +206,17 @@ def test_fixtures_cost_nothing_while_nobody_asks_for_one(tmp_path: Path) -> None
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
+
+
+def test_what_needs_no_host_and_no_questions_imports_neither() -> None:
+    heavy = {"aiohttp", "deltalake", "duckdb", "socketio", "structlog", "uvloop", "watchfiles"}
+    program = (
+        "import sys\n"
+        "from analytics_core.testing import batch, check_plugin, record, run, started\n"
+        f"print(*sorted({heavy!r} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_every_fixture_bears_our_prefix() -> None:

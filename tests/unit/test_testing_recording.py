@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import gc
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import numpy as np
 import pytest
 
 from analytics_core import Enrichment, EventBatch, Metric, ProcessResult, Window, hookimpl
-from analytics_core.events import SCHEMA
 from analytics_core.hookspecs import PROJECT
 from analytics_core.testing import (
     START,
@@ -24,7 +25,7 @@ from analytics_core.testing import (
     replay,
     started,
 )
-from analytics_core.testing.recorded import Called, batch_bytes, batch_of, frame, read
+from analytics_core.testing.tape import MAGIC, Called, frame, read
 
 
 class Sums:
@@ -83,6 +84,23 @@ class Marks:
     @hookimpl
     def enrich(self, batch: EventBatch) -> Enrichment:
         return Enrichment(drop=np.arange(len(batch)) % 2 == 0, reason="every other")
+
+
+class Both(Sums, Marks):
+    pass
+
+
+class Static:
+    @staticmethod
+    @hookimpl
+    def process(batch: EventBatch) -> ProcessResult:
+        return ProcessResult([Metric(name="n", value=len(batch), window=Window(START))])
+
+
+class AwaitsItsState(Sums):
+    @hookimpl
+    async def export_state(self) -> dict[str, Any]:
+        return super().export_state()
 
 
 def rows(*values: float) -> EventBatch:
@@ -152,6 +170,76 @@ def test_a_class_records_all_its_instances_into_one_file(tmp_path: Path) -> None
     assert differences(tmp_path / "r", Sums) == []
 
 
+def test_two_recorders_of_one_instance_do_not_know_of_each_other(tmp_path: Path) -> None:
+    plugin = record(record(started(Sums), tmp_path / "a"), tmp_path / "b")
+    plugin.process(rows(1))
+    record(plugin, tmp_path / "c")
+    assert plugin.process(rows(2)).metrics[0].value == 3
+    for name, values in (("a", [1, 3]), ("b", [1, 3]), ("c", [3])):
+        assert [call.now.metrics[0].value for call in replay(tmp_path / name, Sums)] == values
+        assert differences(tmp_path / name, Sums) == []
+
+
+def test_two_recorders_of_one_class_do_not_know_of_each_other(tmp_path: Path) -> None:
+    plugin = started(record(record(Both, tmp_path / "p"), tmp_path / "e", "enrich"))
+    record(plugin, tmp_path / "again")
+    assert plugin.process(rows(1)).metrics[0].value == 1
+    assert len(plugin.enrich(rows(1, 2)).drop) == 2
+    assert plugin.process(rows(2)).metrics[0].value == 3
+    for name, calls in (("p", 2), ("e", 1), ("again", 2)):
+        assert [call.number for call in replay(tmp_path / name, Both)] == list(range(1, calls + 1))
+        assert differences(tmp_path / name, Both) == []
+
+
+def test_two_recorders_into_one_file_number_their_calls_together(tmp_path: Path) -> None:
+    one = record(started(Sums), tmp_path / "r")
+    other = record(started(Sums), tmp_path / "r")
+    totals = [plugin.process(rows(n)).metrics[0].value for plugin, n in ((one, 1), (other, 10), (one, 2), (other, 20))]
+    assert totals == [1, 10, 3, 30]
+    calls = list(replay(tmp_path / "r", Sums))
+    assert [(call.number, call.now.metrics[0].value) for call in calls] == [(1, 1), (2, 10), (3, 3), (4, 30)]
+    assert differences(tmp_path / "r", Sums) == []
+
+
+def test_what_is_recorded_into_a_file_already_stays_as_it_is(tmp_path: Path) -> None:
+    recording = record(Sums, tmp_path / "r")
+    assert record(recording, tmp_path / "r") is recording
+    plugin = started(recording)
+    for _ in range(2):
+        record(plugin, tmp_path / "r")
+    plugin.process(rows(1))
+    assert [call.number for call in replay(tmp_path / "r", Sums)] == [1]
+
+
+def test_a_file_that_another_process_writes_is_left_alone(tmp_path: Path) -> None:
+    record(started(Sums), tmp_path / "r").process(rows(1))
+    gc.collect()
+    before = (tmp_path / "r").read_bytes()
+    with (tmp_path / "r").open("ab") as theirs:
+        fcntl.flock(
+            theirs, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # the locks of two openings are as far apart as those of two processes
+        with pytest.raises(RecordingError, match="is being written by another process; give another file"):
+            record(started(Sums), tmp_path / "r")
+    assert (tmp_path / "r").read_bytes() == before
+    record(started(Sums), tmp_path / "r").process(rows(2))
+    assert [call.number for call in replay(tmp_path / "r", Sums)] == [1, 2]
+
+
+def test_a_hook_that_is_a_static_method_is_recorded_too(tmp_path: Path) -> None:
+    for plugin in (started(record(Static, tmp_path / "r")), record(started(Static), tmp_path / "r")):
+        assert plugin.process(rows(1, 2)).metrics[0].value == 2
+    assert [call.now.metrics[0].value for call in replay(tmp_path / "r", Static)] == [2, 2]
+
+
+def test_a_state_that_is_awaited_is_recorded_from_within_a_loop(tmp_path: Path) -> None:
+    async def inside() -> None:
+        record(started(AwaitsItsState), tmp_path / "r").process(rows(5))
+
+    asyncio.run(inside())
+    assert [call.now.metrics[0].value for call in replay(tmp_path / "r", AwaitsItsState)] == [5]
+
+
 def test_hooks_that_await_are_recorded_too(tmp_path: Path) -> None:
     plugin = started(record(Awaits, tmp_path / "r"))
     assert asyncio.run(plugin.process(rows(5))).metrics[0].value == 5
@@ -182,27 +270,42 @@ def recorded(tmp_path: Path) -> Path:
     plugin = record(started(Sums), tmp_path / "r")
     for n in range(3):
         plugin.process(rows(n))
+    del plugin
+    gc.collect()  # as if the process had ended
     return tmp_path / "r"
 
 
-def test_a_batch_survives_its_bytes() -> None:
+def test_a_batch_is_replayed_as_it_was(tmp_path: Path) -> None:
     made = batch(mixed_rows(), "acme")
-    again = batch_of(batch_bytes(made))
+    record(started(Sums), tmp_path / "r").process(made)
+    ((_, _, _, again),) = replay(tmp_path / "r", Sums)
     assert (again.tenant, again.watermark) == ("acme", made.watermark)
     assert again.record_batch.equals(made.record_batch)
-    assert again.record_batch.schema.equals(SCHEMA, check_metadata=True)
+    assert again.record_batch.schema.equals(made.record_batch.schema, check_metadata=True)
+
+
+def frame_ends(data: bytes) -> list[int]:
+    """Where each whole part of a recording ends."""
+    ends = [len(MAGIC)]
+    while ends[-1] < len(data):
+        (length,) = struct.unpack_from("<I", data, ends[-1])
+        ends.append(ends[-1] + 8 + length)
+    return ends
 
 
 def test_of_a_torn_file_the_whole_calls_are_replayed_and_that_is_said(recorded: Path) -> None:
     whole = recorded.read_bytes()
-    seen = set()
-    for size in range(0, len(whole), 3):
+    ends = frame_ends(whole)
+    assert len(ends) == 9  # the magic, whose calls they are, one instance, three calls and their answers
+    for size in sorted({size for end in ends for size in (end - 1, end, end + 1, end + 9)} & set(range(len(whole)))):
         recorded.write_bytes(whole[:size])
         content = read(recorded)
-        assert bool(content.note) == (content.size < size)
-        seen.add(len(content.frames))
-        assert content.size == 0 or len(content.note) == 0 or f"torn at byte {content.size} of {size}" in content.note
-    assert seen == set(range(7))
+        whole_frames = [end for end in ends if end <= size]
+        assert content.size == max(whole_frames, default=0)
+        assert len(content.frames) == max(0, len(whole_frames) - 2)
+        torn = f"{recorded}: torn at byte {content.size} of {size}; what comes before it is whole"
+        assert content.note == ("" if size in (0, *ends) else torn)
+    recorded.write_bytes(whole[:-1])
     with pytest.warns(UserWarning, match="torn at byte .*; what comes before it is whole"):
         calls = list(replay(recorded, Sums))
     assert [call.recorded == call.now for call in calls] == [True, True, False]
@@ -221,8 +324,8 @@ def test_a_recording_goes_on_behind_a_torn_end(recorded: Path) -> None:
 def test_files_that_cannot_be_read_say_why(recorded: Path, tmp_path: Path) -> None:
     whole = recorded.read_bytes()
     other = tmp_path / "other"
-    other.write_bytes(whole[:3] + b"\x02" + whole[4:])
-    with pytest.raises(RecordingError, match="is a recording of version 2; this version reads 1"):
+    other.write_bytes(whole[:3] + b"\x01" + whole[4:])
+    with pytest.raises(RecordingError, match="is a recording of version 1; this version reads 2"):
         differences(other, Sums)
     other.write_bytes(b"PK\x03\x04")
     with pytest.raises(RecordingError, match="so it is no recording"):

@@ -6,20 +6,23 @@ is written whole before the call goes on, so that a process that dies in a call 
 
 from __future__ import annotations
 
+import fcntl
 import struct
+import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 import msgspec
-import pyarrow as pa
 from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError
-from analytics_core.events import EventBatch, micros, moment
+from analytics_core.events import EventBatch
+from analytics_core.host.wire import encode
 
-MAGIC: Final = b"ALR\x01"
+MAGIC: Final = b"ALR\x02"
 _HEAD: Final = struct.Struct("<II")  # bytes of the body, its CRC32
 
 
@@ -46,7 +49,7 @@ class Begun(Struct, frozen=True, tag="begun"):
 
 
 class Called(Struct, frozen=True, tag="called"):
-    """Call ``number``, counted from 1 over the whole file. ``batch``: see `batch_bytes`."""
+    """Call ``number``, counted from 1 over the whole file. ``batch`` is as `host.wire` encodes it."""
 
     number: int
     instance: int
@@ -125,20 +128,81 @@ def _bodies(path: Path, data: bytes) -> Iterator[bytes]:
 _frames: Final = msgspec.msgpack.Decoder(Frame)
 
 
-def batch_bytes(batch: EventBatch) -> bytes:
-    """An Arrow IPC stream of one record batch, with ``tenant`` and ``watermark`` (microseconds) in its metadata."""
-    told = {"tenant": batch.tenant, "watermark": str(micros(batch.watermark))}
-    record_batch = batch.record_batch.replace_schema_metadata(told)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, record_batch.schema) as writer:
-        writer.write_batch(record_batch)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+class Tape:
+    """A recording that grows, from any thread: the only one that writes to its file. `tape_at` gives it.
+
+    :raises RecordingError: when another process writes to the file, or when it is no recording, or not one of ``of``.
+    """
+
+    def __init__(self, path: Path, of: Of) -> None:
+        self.path = path
+        self._lock = Lock()
+        self._file = path.open("ab", buffering=0)
+        weakref.finalize(self, self._file.close)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecordingError(path, "is being written by another process; give another file") from None
+        content = read(path)
+        self.of = content.of or of
+        self.check(of)
+        self._calls = max((each.number for each in content.frames if isinstance(each, Called)), default=0)
+        self._instances = max((each.instance for each in content.frames if isinstance(each, Begun)), default=0)
+        self._file.truncate(content.size)  # nobody could read what is written behind a torn end
+        if content.size == 0:
+            self._file.write(MAGIC)
+        if content.of is None:
+            self._write(of)
+
+    def check(self, of: Of) -> None:
+        """:raises RecordingError: when it is the recording of something else."""
+        if self.of != of:
+            kept = f"{self.of.plugin}.{self.of.hook}"
+            raise RecordingError(
+                self.path, f"is a recording of {kept}, not of {of.plugin}.{of.hook}; give another file"
+            )
+
+    def begin(self, state: bytes | None, version: int) -> int:
+        """The number of a further instance, which holds ``state`` before its first call."""
+        with self._lock:
+            self._instances += 1
+            self._write(Begun(self._instances, state, version))
+            return self._instances
+
+    def call(self, instance: int, batch: EventBatch) -> int:
+        """The number of a call that is about to be made."""
+        with self._lock:
+            self._calls += 1
+            self._write(Called(self._calls, instance, encode(batch)))
+            return self._calls
+
+    def answer(self, number: int, result: bytes, failure: str = "") -> None:
+        with self._lock:
+            self._write(Answered(number, result, failure))
+
+    def _write(self, content: Frame) -> None:
+        self._file.write(frame(content))
 
 
-def batch_of(data: bytes) -> EventBatch:
-    """The batch of `batch_bytes`."""
-    record_batch = pa.ipc.open_stream(data).read_next_batch()
-    told = record_batch.schema.metadata
-    watermark = moment(int(told[b"watermark"]))
-    return EventBatch(record_batch.replace_schema_metadata(None), told[b"tenant"].decode(), watermark)
+_tapes: Final[weakref.WeakValueDictionary[tuple[int, int], Tape]] = weakref.WeakValueDictionary()
+"""Those that are being written in this process."""
+_opening: Final = Lock()
+
+
+def tape_at(path: Path, of: Of) -> Tape:
+    """The tape of the file at ``path``, which may be there already; one for all who record into it.
+
+    :raises RecordingError: as `Tape` does.
+    """
+    with _opening:
+        tape = _tapes.get(_file_of(path)) if path.exists() else None
+        if tape is None:
+            tape = Tape(path, of)
+            _tapes[_file_of(path)] = tape
+        tape.check(of)
+        return tape
+
+
+def _file_of(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
