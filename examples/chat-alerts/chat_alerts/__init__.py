@@ -1,0 +1,1 @@
+"""Chat alerts: a plugin of the analytics host."""

@@ -1,0 +1,1 @@
+"""GitHub webhooks: a plugin of the analytics host."""

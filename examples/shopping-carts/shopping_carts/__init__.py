@@ -1,0 +1,1 @@
+"""Shopping carts: a plugin of the analytics host."""
