@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from analytics_core.events import EventBatch
-from analytics_core.host.discovery import Found
+from analytics_core.host.fingerprint import Copy
 from analytics_core.records import (
     Answer,
     Channel,
@@ -60,7 +60,7 @@ RESULTS: Final[dict[str, Any]] = {
 class Hello(Struct, frozen=True, kw_only=True):
     """What the host says first: which plugin to load, under which settings and bounds, and where the log is."""
 
-    found: Found
+    copy: Copy
     generation: int
     settings: dict[str, Any]
     log_directory: Path

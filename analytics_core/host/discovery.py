@@ -29,7 +29,7 @@ class Found(Struct, frozen=True):
     ``directory`` holds the sources of ``package`` or, when they are missing, is where they are expected; it is ``.``
     when nothing says where. Of a ``single`` module it holds the module's file. ``file`` is the manifest, relative to
     it. ``guards`` says of a manifest that cannot be read that it seems to be of a plugin without which no event may be
-    stored.
+    stored. ``info`` is the directory of the distribution's metadata.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Found(Struct, frozen=True):
     guards: bool = False
     file: str = "plugin.yaml"
     single: bool = False
+    info: Path = Path()
 
     @property
     def manifest_file(self) -> Path:
@@ -78,7 +79,7 @@ def _declared(paths: list[str]) -> Iterator[_Declared]:
     seen: set[str] = set()
     for dist in distributions(path=paths):
         text = _text(dist, "entry_points.txt")
-        if GROUP not in text or not _is_installed(dist, paths):  # the metadata of the others stays unparsed
+        if GROUP not in text or not is_installed(dist, paths):  # the metadata of the others stays unparsed
             continue
         metadata = dist.metadata  # parsed anew each time it is asked for
         if "Name" not in metadata or "Version" not in metadata:  # still being written
@@ -104,7 +105,7 @@ def _entries(dist: Distribution, name: str) -> list[EntryPoint]:
         return [EntryPoint(name, "", GROUP)]
 
 
-def _is_installed(dist: Distribution, paths: list[str]) -> bool:
+def is_installed(dist: Distribution, paths: list[str]) -> bool:
     """Whether the metadata stands for an installation. What pip has moved aside (``~ame-1.dist-info``) does not, nor
     does the ``name.egg-info`` that setuptools writes beside the sources and nobody removes, unless a ``.egg-link``
     leads to it; an installed one bears its version, as in ``name-1-py3.11.egg-info``."""
@@ -118,7 +119,9 @@ def _is_installed(dist: Distribution, paths: list[str]) -> bool:
 def _found(declared: _Declared, paths: list[str], *, hooks: bool) -> Found:
     dist, distribution, version, entry = declared
     package, _, file = entry.value.partition(":")
-    found = Found(entry.name, distribution, version, package.strip(), Path(), file=file.strip() or "plugin.yaml")
+    info = Path(str(getattr(dist, "_path", "")))
+    named = file.strip() or "plugin.yaml"
+    found = Found(entry.name, distribution, version, package.strip(), Path(), file=named, info=info)
     try:
         if not re.fullmatch(r"\w+(\.\w+)*", found.package) or not file.strip():
             raise _NotFoundError(f"its entry point is {entry.value!r}; valid is 'package:plugin.yaml'")
@@ -163,7 +166,7 @@ def _checked(found: Found) -> Found:
 
 def _expected(package: str, dist: Distribution) -> Path:
     """Where a package would be that is not to be found."""
-    return next(iter(_linked(dist)), Path(str(dist.locate_file("")))).joinpath(*package.split("."))
+    return next(iter(linked(dist)), Path(str(dist.locate_file("")))).joinpath(*package.split("."))
 
 
 def _directory(package: str, dist: Distribution, paths: list[str], *, hooks: bool) -> tuple[Path, bool]:
@@ -184,8 +187,8 @@ def _directory(package: str, dist: Distribution, paths: list[str], *, hooks: boo
 
 
 def _top_level(top: str, dist: Distribution, paths: list[str], *, hooks: bool) -> ModuleSpec:
-    linked = [str(directory) for directory in _linked(dist)]  # first: ``sys.path`` may have those of an earlier one
-    spec = PathFinder.find_spec(top, linked) or PathFinder.find_spec(top, paths)
+    nearest = [str(directory) for directory in linked(dist)]  # first: ``sys.path`` may have those of an earlier one
+    spec = PathFinder.find_spec(top, nearest) or PathFinder.find_spec(top, paths)
     if spec is None and hooks:  # editable installs by import hook; asking for a top level imports nothing
         finders = (f for f in sys.meta_path if f is not PathFinder and hasattr(f, "find_spec"))
         spec = next((s for s in (f.find_spec(top, None) for f in finders) if s is not None), None)
@@ -203,7 +206,7 @@ def _top_level(top: str, dist: Distribution, paths: list[str], *, hooks: bool) -
     )
 
 
-def _linked(dist: Distribution) -> Iterator[Path]:
+def linked(dist: Distribution) -> Iterator[Path]:
     """The directories in the ``.pth`` files of a distribution: where an editable install has its sources."""
     for file in dist.files or ():
         if file.suffix == ".pth":

@@ -73,9 +73,14 @@ class Circuit:
 class Enrichers:
     """All enriching plugins of the host."""
 
-    def __init__(self, enrichers: Sequence[Enricher], seconds: float) -> None:
-        self._chain = [(enricher, Circuit()) for enricher in in_order(enrichers)]
+    def __init__(self, seconds: float) -> None:
+        self._chain: list[tuple[Enricher, Circuit]] = []
         self._seconds = seconds
+
+    def enlist(self, enrichers: Sequence[Enricher]) -> None:
+        """From the next batch on these; what is known of those that stay is kept."""
+        circuits = {enricher.plugin: circuit for enricher, circuit in self._chain}
+        self._chain = [(enricher, circuits.get(enricher.plugin) or Circuit()) for enricher in in_order(enrichers)]
 
     async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Mask | None]:
         """The batch with changed properties, as long as before, and which of its rows were dropped.

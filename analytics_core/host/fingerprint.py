@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 
+import msgspec
+from msgspec import Struct
+
 from analytics_core.host.discovery import Found
-from analytics_core.host.snapshot import ExtensionModuleError, read_sources
+from analytics_core.host.snapshot import ExtensionModuleError, Module, read_sources
 
 
 def places(found: Found) -> frozenset[Path]:
@@ -19,42 +21,52 @@ def places(found: Found) -> frozenset[Path]:
     return frozenset({sources, found.manifest_file})
 
 
-def fingerprint(found: Found) -> str:
-    """32 hex digits over the bytes of its manifest and of every source file, with their names, and over its place.
+class Copy(Struct, frozen=True):
+    """A plugin as it was on the disk at one moment. Its generations are made of this, whatever the disk has by then.
 
-    Data files are no part of it. What cannot be read goes in as the problem that it is; nothing is raised.
+    ``sources`` is None when they could not be read, which loading it then says. Two copies with one ``fingerprint`` (32
+    hex digits) are the same: it goes over the bytes of the manifest and of every source file, with their names, and
+    over their place. Data files are no part of it.
     """
+
+    found: Found
+    sources: dict[str, Module] | None
+    fingerprint: str
+
+
+def read_copy(found: Found) -> Copy:
+    """What cannot be read goes into the fingerprint as the problem that it is; nothing is raised."""
+    sources: dict[str, Module] | None = None
+    parts = [*map(_bytes, (found.package, found.directory, found.problem or "")), *_manifest(found)]
+    try:
+        sources = read_sources(found.package, found.directory, single=found.single)
+        parts.extend(_sources(sources, found.directory))
+    except (ExtensionModuleError, OSError) as error:
+        parts.append(_bytes(error))
     digest = blake2b(digest_size=16)
-    for part in _parts(found):
+    for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
+    return Copy(found, sources, digest.hexdigest())
 
 
-def settled_fingerprint(found: Found, *, pause_seconds: float = 0.02, most_seconds: float = 1.0) -> str:
-    """The fingerprint that two readings, a pause apart, agree on; after ``most_seconds`` of disagreement the last."""
-    until = time.monotonic() + most_seconds
-    last = fingerprint(found)
-    while True:
-        time.sleep(pause_seconds)
-        before, last = last, fingerprint(found)
-        if last == before or time.monotonic() > until:
-            return last
+def fingerprint(found: Found) -> str:
+    """That of the copy that is on the disk now."""
+    return read_copy(found).fingerprint
 
 
-def _parts(found: Found) -> Iterator[bytes]:
-    yield from map(_bytes, (found.package, found.directory, found.problem or ""))
+def _manifest(found: Found) -> Iterator[bytes]:
+    """As it was read, and as it is: a file that was saved in between makes another copy at the next look."""
+    yield msgspec.json.encode(found.manifest)
     try:
         yield found.manifest_file.read_bytes()
     except OSError as error:
         yield _bytes(error)
-    try:
-        sources = read_sources(found.package, found.directory, single=found.single)
-    except (ExtensionModuleError, OSError) as error:
-        yield _bytes(error)
-        return
-    for module in sources.values():
+
+
+def _sources(modules: Mapping[str, Module], directory: Path) -> Iterator[bytes]:
+    for module in modules.values():
         if module.file is not None:  # a folder of no sources may be one of data
-            yield _bytes(module.file.relative_to(found.directory))
+            yield _bytes(module.file.relative_to(directory))
             yield module.source
 
 

@@ -15,7 +15,7 @@ State = Literal[
     "discovered",  # found, not judged yet
     "invalid",  # its manifest cannot be read, or its name or a route is taken
     "incompatible",  # made for another host or Python
-    "blocked",  # a plugin that it requires is absent or not running
+    "blocked",  # a plugin that it requires is absent or not running, or safe mode keeps it out
     "disabled",  # by the operator; nothing but the operator ends this
     "unresolved",  # named by the operator but not installed, or its settings do not fit
     "loading",  # its code is being imported and its hooks are checked
@@ -50,7 +50,7 @@ _AFTER: Final[dict[State, frozenset[State]]] = {
     "active": frozenset({"degraded", "quarantined", "reloading", "rolled_back", "restart_required"}),
     "degraded": frozenset({"active", "degraded", "quarantined", "reloading", "rolled_back", "restart_required"}),
     "quarantined": frozenset({"half_open"}),
-    "half_open": frozenset({"active", "quarantined"}),
+    "half_open": frozenset({"active", "quarantined", "reloading", "rolled_back", "restart_required"}),
     "reloading": frozenset({"active", "degraded", "quarantined", "rolled_back", "restart_required"}),
     "rolled_back": frozenset({"active", "degraded", "quarantined", "reloading", "restart_required"}),
     "restart_required": frozenset({"active", "degraded", "quarantined", "reloading", "rolled_back"}),
@@ -109,48 +109,3 @@ class Health:
             if generation is not None:
                 self.generation = generation
             self._observe(Transition(self.plugin, before, state, reason, self.since, self.generation))
-
-
-class RestartPolicy(Struct, frozen=True):
-    """When a failed plugin is tried again. Seconds are monotonic; ``failures`` and ``hangs`` are counted in a row.
-
-    A hang counts for more than a failure since each leaves a thread behind.
-    """
-
-    backoff: float = 0.25
-    backoff_most: float = 30.0
-    failures: int = 6
-    hangs: int = 3
-    cool_down: float = 60.0
-    cool_down_most: float = 900.0
-
-
-class Restarts:
-    """Counts one plugin's failures in a row. Progress is a commit beyond the place of the last failure."""
-
-    def __init__(self, policy: RestartPolicy) -> None:
-        self._policy = policy
-        self.failures = 0
-        self._hangs = 0
-        self._rests = 0
-        self._failed_at = -1
-
-    def failed(self, position: int, *, hung: bool = False) -> tuple[Literal["again", "rest"], float]:
-        """Count a failure in the window that begins at ``position``: try again, or rest, for so many seconds."""
-        self.failures += 1
-        self._hangs += hung
-        self._failed_at = max(self._failed_at, position)
-        policy = self._policy
-        if self._rests or self.failures >= policy.failures or self._hangs >= policy.hangs:
-            rest = min(policy.cool_down * 2**self._rests, policy.cool_down_most)
-            self._rests += 1
-            return "rest", rest
-        return "again", min(policy.backoff * 2 ** (self.failures - 1), policy.backoff_most)
-
-    def committed(self, position: int) -> bool:
-        """A commit at ``position``: whether that is progress, after which all is forgiven."""
-        if position <= self._failed_at:
-            return False
-        self.failures = self._hangs = self._rests = 0
-        self._failed_at = -1
-        return True

@@ -7,6 +7,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import TimeoutError as NotYet
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -18,22 +19,28 @@ from analytics_core.bus import Bus
 from analytics_core.config import Settings
 from analytics_core.errors import HookFailedError, MalformedBodyError, NotFoundError, PluginUnavailableError
 from analytics_core.events import Event, EventBatch
+from analytics_core.host.boot_guard import BootGuard
+from analytics_core.host.budget import RestartPolicy
+from analytics_core.host.change import ReloadReceipt
 from analytics_core.host.discovery import Found, discover
 from analytics_core.host.enrichment import Enricher, Enrichers, Mask
 from analytics_core.host.fingerprint import places
-from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, State, Transition
-from analytics_core.host.reload import ReloadReceipt
+from analytics_core.host.health import FINAL, RUNNING, State, Transition
+from analytics_core.host.loopwatch import Blame, LoopWatch
+from analytics_core.host.original import RunningPlugin, running_plugin
+from analytics_core.host.provenance import lock_file
+from analytics_core.host.reload import aside
 from analytics_core.host.roster import Roster
-from analytics_core.host.runtime import ProcessRuntime, Runtime, Subject, ThreadRuntime, on_own_thread
+from analytics_core.host.runtime import Runtime
 from analytics_core.host.selection import Choice, choose
 from analytics_core.host.supervise import TICK_SECONDS, Life
+from analytics_core.host.threads import on_own_thread
 from analytics_core.host.views import AnalysisSpec, PluginView, analyses_of, announce, plugin_view, record
+from analytics_core.host.workshop import Workshop
 from analytics_core.lake import EventStore
 from analytics_core.lanes import LaneView
-from analytics_core.lanes.fold import Backlog, Fold
-from analytics_core.lanes.lane import Lane
+from analytics_core.lanes.fold import Backlog
 from analytics_core.log import EventLog
-from analytics_core.log.segments import partition_directory
 from analytics_core.manifest import Deployment
 from analytics_core.records import Answer, Enrichment, Outcome, ProcessResult, Question, Reply, Request
 from analytics_core.state import StateStore
@@ -54,6 +61,7 @@ class PluginHost:
 
     ``on_commit`` is told each position that a lane has made durable. ``backlog`` reads what the log has trimmed, for a
     lane that is further behind; by default from ``store``. ``find`` and ``restarts`` are there to be other than theirs.
+    ``guard`` keeps what is known of earlier starts; by default nothing is.
     """
 
     def __init__(
@@ -69,21 +77,33 @@ class PluginHost:
         backlog: Backlog | None = None,
         find: Callable[[], Sequence[Found]] = discover,
         restarts: RestartPolicy | None = None,
+        guard: BootGuard | None = None,
     ) -> None:
         self._settings = settings
         self._deployment = deployment
-        self._log = log
         self._state = state
         self._bus = bus
-        self._on_commit = on_commit
-        self._backlog = backlog or (store.read if store is not None else None)
         self._find = find
-        self._policy = restarts or RestartPolicy()
-        self._roster = Roster(self._choose, self, self._observed, self._received)
-        self._enrichers = Enrichers((), 0.0)
+        self.guard = guard or BootGuard()
+        workshop = self._workshop = Workshop(
+            settings,
+            log,
+            state,
+            backlog=backlog or (store.read if store is not None else None),
+            policy=restarts or RestartPolicy(),
+            guard=self.guard,
+            on_commit=on_commit,
+        )
+        self._roster = Roster(
+            self._choose, workshop, self._observed, lambda receipt: record(receipt, state), self._enlist
+        )
+        self._enrichers = Enrichers(settings.intake.enrich_seconds)
+        self._enlisting = threading.Lock()
         self._changed = threading.Event()
         self._moved = threading.Condition()
         self._closing = False
+        self._blame = Blame()
+        self._loop_watch: LoopWatch | None = None
         self._supervisor = threading.Thread(target=self._supervise, name="supervisor", daemon=True)
 
     # --- life --------------------------------------------------------------------------------------------------------
@@ -97,6 +117,8 @@ class PluginHost:
         await asyncio.to_thread(self._roster.fill)
         self._enlist()
         self._supervisor.start()
+        self._loop_watch = LoopWatch(asyncio.get_running_loop(), self._owner, self._blamed)
+        self._loop_watch.start()
         await asyncio.to_thread(self._settle)
 
     def refresh(self, deployment: Deployment | None = None) -> list[str]:
@@ -113,8 +135,9 @@ class PluginHost:
 
     def places(self) -> frozenset[Path]:
         """The directories and files that decide what a refresh finds."""
-        found = [member.choice.found for member in self._roster.members()]
-        return frozenset().union(*(places(one) for one in found if one is not None))
+        choices = [each for member in self._roster.members() for each in (member.choice, member.latest)]
+        lock = {lock_file(self._settings)} if self._settings.plugins.locked else set()
+        return frozenset(lock).union(*(places(each.found) for each in choices if each.found is not None))
 
     def reload(self, name: str) -> ReloadReceipt:
         """Make a new generation of a plugin, changed or not, and wait for what becomes of it. Not for the event loop.
@@ -122,27 +145,30 @@ class PluginHost:
         :raises NotFoundError: for a plugin that is not to run.
         :raises PluginUnavailableError: when that takes too long; it goes on, and `receipts` will have its end.
         """
-        lives, member = self._roster.lives(), self._roster.member(name)
-        if name not in lives or member is None:
-            raise NotFoundError("running plugin", name, lives)
-        before = member.receipts[-1] if member.receipts else None
-        self._roster.reload(name)
+        asked = self._roster.reload(name)
         self._changed.set()
-        with self._moved:
-            if not self._moved.wait_for(lambda: member.receipts and member.receipts[-1] is not before, _RELOAD_SECONDS):
-                raise PluginUnavailableError(name, "is still making its next generation")
-        return member.receipts[-1]
+        try:
+            return asked.result(_RELOAD_SECONDS)
+        except NotYet:
+            raise PluginUnavailableError(name, "is still making its next generation") from None
+
+    def original(self, name: str) -> RunningPlugin:
+        """A running plugin whose outputs may be rebuilt; raises as `original.running_plugin`."""
+        return running_plugin(self._roster, name)
 
     async def close(self) -> None:
         """Let every lane commit and end, then end every plugin, by force if need be."""
         self._closing = True
         self._changed.set()
+        if self._loop_watch is not None:
+            self._loop_watch.stop()
         if self._supervisor.ident is not None:
             await asyncio.to_thread(self._supervisor.join)
         lives = self._roster.lives()
         for life in lives.values():
             life.stop()
-        await asyncio.gather(*(self._close(name, life) for name, life in lives.items()))
+        ends = (self._close(name, life) for name, life in lives.items())
+        await asyncio.gather(*ends, asyncio.to_thread(self._roster.close, _CLOSE_SECONDS))
 
     async def _close(self, name: str, life: Life) -> None:
         with contextlib.suppress(TimeoutError):
@@ -150,15 +176,15 @@ class PluginHost:
                 await on_own_thread(f"close:{name}", lambda: life.close(_CLOSE_SECONDS))
 
     def _choose(self) -> list[Choice]:
-        return choose(self._find(), self._settings, self._deployment)
+        self._workshop.look()
+        screen = partial(self.guard.screen, stands_on=self._workshop.stands_on)
+        return choose(self._find(), self._settings, self._deployment, screen)
 
     def _enlist(self) -> None:
         """Those that enrich, as they are now."""
-        choices = [member.choice for member in self._roster.members()]
-        self._enrichers = Enrichers(
-            [self._enricher(choice) for choice in choices if choice.guards or self._may_enrich(choice)],
-            self._settings.intake.enrich_seconds,
-        )
+        with self._enlisting:
+            choices = [member.choice for member in self._roster.members()]
+            self._enrichers.enlist([self._enricher(c) for c in choices if c.guards or self._may_enrich(c)])
 
     def _settle(self) -> None:
         """Record what is not to run, while the others load; then wait for those that enrich."""
@@ -168,43 +194,11 @@ class PluginHost:
         with self._moved:
             self._moved.wait_for(lambda: all(life.settled for life in awaited), _ENRICH_SECONDS)
 
-    def life(self, choice: Choice, health: Health, runtime: Runtime, needs: Sequence[Life]) -> Life:
-        """See `roster.Makers`."""
-        lane = partial(self._lane, choice.name)
-        return Life(health, runtime, lane, seconds=self._seconds(choice), policy=self._policy, needs=needs)
-
-    def runtime(self, choice: Choice, generation: int) -> Runtime:
-        """See `roster.Makers`."""
-        assert choice.found is not None
-        assert choice.manifest is not None
-        subject = Subject(
-            found=choice.found,
-            manifest=choice.manifest,
-            settings=choice.settings,
-            limits=choice.limits,
-            seconds=self._seconds(choice),
-            generation=generation,
-        )
-        if choice.isolation == "thread":
-            return ThreadRuntime(subject, self._log, self._backlog)
-        return ProcessRuntime(subject, partition_directory(self._settings.storage.data_dir), self._backlog)
-
-    def _lane(self, name: str, open_fold: Callable[[], Fold], /, **watchers: Any) -> Lane:
-        told = watchers.pop("on_commit")
-
-        def on_commit(position: int) -> None:
-            told(position)
-            self._on_commit(position)
-
-        return Lane(name, open_fold, self._log, self._state, self._settings.lanes, on_commit=on_commit, **watchers)
-
-    def _seconds(self, choice: Choice) -> float:
-        return choice.limits.call_seconds or self._settings.lanes.hang_seconds
-
     def _supervise(self) -> None:
         while not self._closing:
             lives = self._roster.lives().values()
             due = min((self._tick(life) for life in lives), default=TICK_SECONDS)
+            self.guard.tick()
             self._changed.wait(min(max(due, _SHORTEST_TICK), TICK_SECONDS))
             self._changed.clear()
 
@@ -222,12 +216,17 @@ class PluginHost:
         self._changed.set()
         with self._moved:
             self._moved.notify_all()
+        self.guard.observe(transition)
 
-    def _received(self, receipt: ReloadReceipt) -> None:
-        record(receipt, self._state)
-        self._enlist()
-        with self._moved:
-            self._moved.notify_all()
+    def _blamed(self, plugin: str, seconds: float) -> None:
+        """A thread of ``plugin`` has blocked the event loop: who does so again and again gets a process of its own."""
+        if self._roster.runs(plugin) and (reason := self._blame.add(plugin, seconds)):
+            aside(lambda: self._roster.isolate(plugin, reason), f"isolate:{plugin}")
+
+    def _owner(self, thread: str) -> str | None:
+        """The plugin that a thread works for, by the thread's name."""
+        names = {thread.partition(":")[2], thread.removesuffix("-call"), thread.removesuffix("-loop")}
+        return next((name for name in names if name in self._roster.lives()), None)
 
     # --- views -------------------------------------------------------------------------------------------------------
 
@@ -236,9 +235,8 @@ class PluginHost:
         return [plugin_view(each.choice, each.health, each.lane) for each in self._roster.members()]
 
     def receipts(self, name: str) -> list[ReloadReceipt]:
-        """What the latest reloads of a plugin have done, the newest last."""
-        member = self._roster.member(name)
-        return list(member.receipts) if member is not None else []
+        """What the latest reloads of a plugin have done, the newest last. :raises NotFoundError: for an unknown one."""
+        return list(self._roster.member(name).receipts)
 
     def lanes(self) -> list[LaneView]:
         """The lanes of the plugins that process, in the state of their plugin."""
@@ -246,7 +244,7 @@ class PluginHost:
         for life in self._roster.lives().values():
             if life.lane is not None:
                 view = life.lane.view()
-                state = view.state if life.halted else life.health.state
+                state = view.state if life.standing.halted else life.health.state
                 reason = life.health.reason or view.reason
                 views.append(msgspec.structs.replace(view, state=state, reason=reason))
         return views
@@ -337,9 +335,9 @@ class PluginHost:
         life = self._life_of(plugin)
         with life.present.lent() as runtime:
             try:
-                yield runtime, life.seconds
-            except HookFailedError:
-                life.health.errors += 1
+                yield runtime, runtime.seconds
+            except HookFailedError as error:
+                life.failed_call(error, runtime.seconds)
                 raise
 
     def _life_of(self, plugin: str) -> Life:

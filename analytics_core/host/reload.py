@@ -13,120 +13,83 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as NotYet
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from typing import Final, Literal
+from contextlib import contextmanager
+from typing import Any, Final, Literal
 
 import structlog
-from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError, HookTimeoutError, LaneEndedError, PluginError, RestartRequiredError
-from analytics_core.host.runtime import LOAD_SECONDS, Runtime
+from analytics_core.host.attempt import Attempt, Beats
+from analytics_core.host.change import Change, Outcome, ReloadReceipt, ended, outcome_of, reason_of
+from analytics_core.host.runtime import LOAD_SECONDS, Runtime, patience
 from analytics_core.lanes.fold import Fold, Pulse
-from analytics_core.lanes.lane import Lane
+from analytics_core.lanes.lane import Action, Lane
 from analytics_core.state import Checkpoint
 
 SAMPLE_ROWS: Final = 1_000
-"""The probe folds the newest events, about so many; what it finds is thrown away."""
+"""The probe folds about so many events; what it finds is thrown away."""
 
 _log = structlog.get_logger(__name__)
 
 
-Outcome = Literal["active", "rolled_back", "restart_required"]
-
-
-class ReloadReceipt(Struct, frozen=True):
-    """What one reload did. ``seconds`` by phase; ``pause`` is how long the lane stood still for it, in seconds.
-
-    ``position``: where in the log the next generation has taken over, None without a lane. ``survivors`` names what
-    of the old generation is still alive after it was retired.
-    """
-
-    plugin: str
-    before: int
-    after: int
-    outcome: Outcome
-    reason: str
-    at: datetime
-    seconds: dict[str, float]
-    pause: float = 0.0
-    position: int | None = None
-    events_lost: int = 0
-    survivors: tuple[str, ...] = ()
-
-
-class _Beats:
-    """Where the beats of the next generation's fold go: to its reload, and from the swap on to the lane."""
-
-    __slots__ = ("pulse",)
-
-    def __init__(self, pulse: Pulse) -> None:
-        self.pulse = pulse
-
-    def __call__(self, doing: str) -> None:
-        self.pulse.beat(doing)
+class _NothingHandedOverError(Exception):
+    """The old generation could not say what its state is."""
 
 
 class Reload:
-    """One attempt to bring ``new`` in for ``old``. `run` belongs to a thread of its own; `abandon` to whoever watches.
+    """One attempt to bring ``change`` in for what ``attempt`` runs.
 
-    ``exchange`` is told when ``new`` is in, before the old one is let go of: from then on every call is for ``new``.
-    ``drained`` waits, for so many seconds, until no call on ``old`` is under way.
+    `run` belongs to a thread of its own; `overdue` and `abandon` to whoever watches. ``exchange`` is told when the new
+    generation is in, before the old one is let go of: from then on every call is for it. ``drained`` waits, for so many
+    seconds, until no call on the old one is under way.
     """
 
     def __init__(
         self,
-        plugin: str,
-        old: Runtime,
-        new: Runtime,
-        lane: Lane | None,
-        *,
-        seconds: float,
+        attempt: Attempt,
+        change: Change,
         exchange: Callable[[frozenset[str]], None],
         drained: Callable[[float], bool],
     ) -> None:
-        self.plugin = plugin
         self.pulse = Pulse()
         """What the new generation is in, as long as it does not run in the lane."""
-        self._old = old
-        self._new = new
-        self._lane = lane
-        self._seconds = seconds
+        self.seconds: dict[str, float] = {}
+        self._attempt = attempt
+        self._old = attempt.runtime
+        self._new = change.runtime
+        self._handover = change.handover
         self._exchange = exchange
         self._drained = drained
-        self._phases: dict[str, float] = {}
         self._pause = 0.0
         self._position: int | None = None
         self._asked: Future[int] | None = None
-        self._given_up: HookTimeoutError | None = None
+        self._given_up: AnalyticsError | None = None
+        self._restoring = False
         self._left: Fold | None = None
         self._is_in = False
         self._deciding = threading.Lock()
 
     def overdue(self) -> bool:
         """Whether the new generation has been in one hook for too long."""
-        patience = max(self._seconds, LOAD_SECONDS) if self.pulse.doing == "load" else self._seconds
-        return self.pulse.busy_for() > patience
+        return self.pulse.busy_for() > patience(self._new, self.pulse.doing)
 
-    def abandon(self) -> ReloadReceipt | None:
+    def abandon(self, why: AnalyticsError | None = None) -> ReloadReceipt | None:
         """Whatever the new generation is stuck in: it will not come in any more. None when it is in already."""
+        doing = self.pulse.doing
+        why = why or HookTimeoutError(self._new.plugin, doing, patience(self._new, doing))
         with self._deciding:
             if self._is_in or (self._asked is not None and not self._asked.cancel()):
                 return None
-            self._given_up = HookTimeoutError(self.plugin, self.pulse.doing, self._seconds)
-        return self._receipt("rolled_back", str(self._given_up))
+            self._given_up = why
+        return self._receipt("rolled_back", str(why))
 
-    def run(self) -> ReloadReceipt | None:
-        """All of it; None when it was abandoned meanwhile."""
+    def run(self) -> ReloadReceipt | Literal["begin"] | None:
+        """All of it. ``begin`` when the new generation is made, and must begin from the checkpoint, since what ran has
+        ended or cannot hand over; None when this was abandoned meanwhile."""
         try:
             hooks = self._make()
-            if self._lane is not None:
-                with suppress(LaneEndedError):  # the next attempt begins from the checkpoint, with the new code
-                    self._take_over(self._lane)
-            with self._deciding:
-                if self._given_up is not None and not self._is_in:
-                    raise self._given_up
-                self._is_in = True
+            if not self._handed_over(hooks):
+                return "begin"
             self._exchange(hooks)
         except BaseException as error:  # whatever a plugin raises ends its own generation and nothing else
             self.pulse.beat("")
@@ -134,27 +97,59 @@ class Reload:
         return self._retired()
 
     def _make(self) -> frozenset[str]:
+        if reason := self._old.hindrance():
+            raise RestartRequiredError(self._old.plugin, reason)
         with self._phase("load"):
             self.pulse.beat("load")
             hooks = self._new.load()
-        if self._lane is not None and "process" not in hooks:
-            raise PluginError(self.plugin, "the next generation has no 'process', so its lane cannot go on")
         with self._phase("setup"):
             self.pulse.beat("setup")
-            self._new.start()
+            try:
+                self._new.start()
+            except PluginError as error:
+                if reason := self._old.hindrance(error):
+                    raise RestartRequiredError(self._old.plugin, reason) from error
+                raise
             self.pulse.beat("")
         return hooks
+
+    def _handed_over(self, hooks: frozenset[str]) -> bool:
+        lane = self._attempt.lane
+        if self._handover is not None:
+            if lane is None:
+                raise PluginError(self._old.plugin, "has no lane that could go on")
+            with self._phase("swap"):
+                self._position, self._left, self._pause = self._handover(lane, self._coming_in)
+            return True
+        if (lane is not None) != ("process" in hooks):
+            return False
+        if lane is not None:
+            try:
+                self._take_over(lane)
+            except _NothingHandedOverError as error:
+                _log.warning("nothing_handed_over", plugin=self._old.plugin, problem=str(error.__cause__))
+                return False
+            except LaneEndedError:
+                if self._restoring:
+                    raise HookTimeoutError(self._new.plugin, "import_state", self._old.seconds) from None
+                return False
+        with self._deciding:
+            if self._given_up is not None and not self._is_in:
+                raise self._given_up
+            self._is_in = True
+        return True
 
     def _take_over(self, lane: Lane) -> None:
         with self._phase("probe"):
             self._probe(lane)
-        beats = _Beats(self.pulse)
+        beats = Beats(self.pulse)
         fold = self._new.open_fold(beats)
         with self._phase("swap"):
             try:
-                self._position = self._between(lane, lambda old: self._swap(old, fold, lane, beats))
+                self._position, self._left = self._between(lane, lambda old: self._swap(old, fold, lane, beats))
             except BaseException:
-                _close(self.plugin, fold)
+                if not self._restoring:  # else the lane's thread is in it, and closes it when it ever comes back
+                    _close(self._new.plugin, fold)
                 raise
 
     def _probe(self, lane: Lane) -> None:
@@ -165,78 +160,91 @@ class Reload:
             kept.append(_handed(fold, lane))
             return fold
 
-        self._between(lane, look)
+        position, _ = self._between(lane, look)
         fold = self._new.open_fold(self.pulse.beat)
         try:
             fold.restore(kept[0])
-            fold.advance(lane.sample(SAMPLE_ROWS), SAMPLE_ROWS)
+            fold.advance(lane.sample(position, SAMPLE_ROWS), SAMPLE_ROWS)
             fold.export()
         finally:
-            _close(self.plugin, fold)
+            _close(self._new.plugin, fold)
 
-    def _swap(self, old: Fold, new: Fold, lane: Lane, beats: _Beats) -> Fold:
+    def _swap(self, old: Fold, new: Fold, lane: Lane, beats: Beats) -> Fold:
         """On the lane's thread."""
         began = time.monotonic()
-        beats.pulse = lane.pulse
         try:
-            new.restore(_handed(old, lane))
+            state = _handed(old, lane)
+            beats.pulse, self._restoring = lane.pulse, True
+            new.restore(state)
+            self._restoring = False
         except BaseException:
-            beats.pulse = self.pulse
+            beats.pulse, self._restoring = self.pulse, False
             raise
         finally:
             self._pause = time.monotonic() - began
-        self._left, self._is_in = old, True
+        self._attempt.beats.pulse, self._attempt.beats = Pulse(), beats
+        self._is_in = True
         return new
 
-    def _between(self, lane: Lane, action: Callable[[Fold], Fold]) -> int:
+    @contextmanager
+    def _coming_in(self, beats: Beats) -> Iterator[None]:
+        """On the lane's thread. From now on nothing gives the new generation up, unless what is done in it fails."""
+        assert self._attempt.lane is not None
         with self._deciding:
             if self._given_up is not None:
                 raise self._given_up
-            self._asked = asked = lane.between(action)
+            self._is_in = True
         try:
-            return asked.result(self._seconds)
+            yield
+        except BaseException:
+            self._is_in = False
+            raise
+        beats.pulse = self._attempt.lane.pulse
+        self._attempt.beats.pulse, self._attempt.beats = Pulse(), beats
+
+    def _between(self, lane: Lane, action: Action) -> tuple[int, Fold]:
+        """Where that was, and the fold that was driven until then."""
+        before: list[Fold] = []
+
+        def noted(fold: Fold) -> Fold:
+            before.append(fold)
+            return action(fold)
+
+        with self._deciding:
+            if self._given_up is not None:
+                raise self._given_up
+            self._asked = asked = lane.between(noted)
+        most = self._old.seconds + LOAD_SECONDS
+        try:
+            return asked.result(most), before[0]
         except NotYet:
-            if asked.cancel():
-                raise PluginError(self.plugin, f"its lane came to no end of a batch in {self._seconds:g} s") from None
-            return asked.result()
+            if not asked.cancel():
+                lane.abandon()
+            raise PluginError(self._old.plugin, f"its lane came to no end of a batch in {most:g} s") from None
         except CancelledError:
-            raise self._given_up or PluginError(self.plugin, "was abandoned") from None
+            raise self._given_up or PluginError(self._old.plugin, "its reload was given up") from None
         finally:
             self._asked = None
 
     def _failed(self, error: BaseException) -> ReloadReceipt | None:
-        self._new.close()
+        aside(self._new.close, f"close:{self._new.plugin}")
         if self._given_up is not None:
             return None
         known = isinstance(error, AnalyticsError)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
-        _log.warning("reload_failed", plugin=self.plugin, problem=reason, exc_info=None if known else error)
-        return self._receipt("restart_required" if isinstance(error, RestartRequiredError) else "rolled_back", reason)
+        reason = reason_of(error)
+        _log.warning("reload_failed", plugin=self._new.plugin, problem=reason, exc_info=None if known else error)
+        return self._receipt(outcome_of(error), reason)
 
     def _retired(self) -> ReloadReceipt:
+        """Whatever the old generation's teardown does, this ends: what does not is named as a survivor."""
         with self._phase("retire"):
-            if self._left is not None:
-                _close(self.plugin, self._left)
-                self._left = None
-            if not self._drained(self._seconds):
-                _log.warning("generation_in_use", plugin=self.plugin, generation=self._old.generation)
-            self._old.close()
-            survivors = self._old.survivors()
-        return self._receipt("active", "", survivors)
+            left = [] if self._left is None else [self._left]
+            self._left = None
+            survivors = retired(self._old, left, self._drained)
+        return self._receipt("active", "", pause=self._pause, position=self._position, survivors=survivors)
 
-    def _receipt(self, outcome: Outcome, reason: str, survivors: tuple[str, ...] = ()) -> ReloadReceipt:
-        return ReloadReceipt(
-            plugin=self.plugin,
-            before=self._old.generation,
-            after=self._new.generation,
-            outcome=outcome,
-            reason=reason,
-            at=datetime.now(UTC),
-            seconds=dict(self._phases),
-            pause=self._pause,
-            position=self._position,
-            survivors=survivors,
-        )
+    def _receipt(self, outcome: Outcome, reason: str, **figures: Any) -> ReloadReceipt:
+        return ended(self._new, self._old.generation, outcome, reason, seconds=self.seconds, **figures)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -244,23 +252,41 @@ class Reload:
         try:
             yield
         finally:
-            self._phases[name] = time.monotonic() - began
+            self.seconds[name] = time.monotonic() - began
 
 
-def replaced(plugin: str, old: Runtime, new: Runtime) -> ReloadReceipt:
-    """The receipt of a change for which nothing had to be handed over, since nothing ran."""
-    reason = "nothing ran that could be handed over"
-    return ReloadReceipt(plugin, old.generation, new.generation, "active", reason, datetime.now(UTC), {})
+def retired(old: Runtime, left: list[Fold], drained: Callable[[float], bool]) -> tuple[str, ...]:
+    """End a generation that no new call is for; what is still alive of it then, by name. Takes a bounded time.
+
+    ``left`` holds its fold, if it has one, and is emptied.
+    """
+
+    def let_go() -> None:
+        while left:
+            _close(old.plugin, left.pop())
+        if not drained(old.seconds):
+            _log.warning("generation_in_use", plugin=old.plugin, generation=old.generation)
+        old.close()
+
+    going = aside(let_go, f"retire:{old.plugin}")
+    going.join(2 * old.seconds + 1.0)
+    hangs = (f"its teardown, which has not ended: thread {going.name!r}",) if going.is_alive() else ()
+    return (*hangs, *old.survivors())
 
 
-def refused(plugin: str, generation: int, reason: str) -> ReloadReceipt:
-    """The receipt of a change that a running host does not take in."""
-    return ReloadReceipt(plugin, generation, generation, "restart_required", reason, datetime.now(UTC), {})
+def aside(call: Callable[[], None], name: str) -> threading.Thread:
+    """On a thread that nobody has to wait for: a plugin's teardown may hang."""
+    thread = threading.Thread(target=call, name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _handed(fold: Fold, lane: Lane) -> Checkpoint:
     """The state of a running fold, as a checkpoint would have it."""
-    state, version = fold.export(), fold.state_version
+    try:
+        state, version = fold.export(), fold.state_version
+    except Exception as error:
+        raise _NothingHandedOverError from error
     return Checkpoint(lane=lane.name, epoch=0, position=lane.position, state=state, state_version=version)
 
 

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Final, Protocol
 
 import msgspec
 import structlog
 
-from analytics_core.host.fingerprint import fingerprint
-from analytics_core.host.health import RUNNING, Health, Transition
-from analytics_core.host.reload import ReloadReceipt, refused
+from analytics_core.errors import NotFoundError
+from analytics_core.host.change import Change, Handover, ReloadReceipt
+from analytics_core.host.fingerprint import Copy, read_copy
+from analytics_core.host.health import Health, Transition
+from analytics_core.host.member import Member, Turn, in_order, needs
+from analytics_core.host.reload import aside
 from analytics_core.host.runtime import Runtime
-from analytics_core.host.selection import Choice
+from analytics_core.host.selection import Choice, meets
 from analytics_core.host.supervise import Life
-from analytics_core.lanes.lane import Lane
 
 _BROKEN: Final = frozenset({"invalid", "incompatible", "unresolved"})
 """What a change may come to that is a mistake: whatever runs goes on to run."""
 _CLOSE_SECONDS: Final = 10.0
-_RECEIPTS: Final = 20
 
 _log = structlog.get_logger(__name__)
 
@@ -29,33 +33,24 @@ _log = structlog.get_logger(__name__)
 class Makers(Protocol):
     """What the roster needs of the host to make a plugin run."""
 
-    def life(self, choice: Choice, health: Health, runtime: Runtime, needs: Sequence[Life]) -> Life: ...
+    def life(self, choice: Choice, health: Health, runtime: Runtime, turn: Turn) -> Life: ...
 
-    def runtime(self, choice: Choice, generation: int) -> Runtime: ...
+    def runtime(self, choice: Choice, copy: Copy, generation: int) -> Runtime: ...
 
+    def drift(self, choice: Choice) -> str:
+        """What of the third-party code that a plugin stands on this process has in another version; empty for none."""
+        ...
 
-class Member:
-    """One plugin: what was decided of it, how it does, and its life when it is to run.
-
-    ``choice`` is the one that runs. ``identity`` is that of the latest, which may be one that has failed.
-    """
-
-    def __init__(self, choice: Choice, health: Health) -> None:
-        self.choice = choice
-        self.health = health
-        self.life: Life | None = None
-        self.identity = _identity(choice)
-        self.tried = 0
-        """The number of the latest generation that was made or tried."""
-        self.receipts: deque[ReloadReceipt] = deque(maxlen=_RECEIPTS)
-
-    @property
-    def lane(self) -> Lane | None:
-        return self.life.lane if self.life is not None else None
+    def stands_on(self, choice: Choice) -> str:
+        """What tells the third-party code that is installed for a plugin from any other."""
+        ...
 
 
 class Roster:
-    """The members by name. `fill` and `refresh` belong to one thread at a time; the rest may be read from any."""
+    """The members by name. Changes are made one at a time; the rest may be read from any thread.
+
+    ``observe`` is told each transition, ``receive`` each receipt; ``came_in`` is called when another generation is in.
+    """
 
     def __init__(
         self,
@@ -63,23 +58,37 @@ class Roster:
         makers: Makers,
         observe: Callable[[Transition], None],
         receive: Callable[[ReloadReceipt], None],
+        came_in: Callable[[], None],
     ) -> None:
         self._choose = choose
         self._makers = makers
         self._observe = observe
         self._receive = receive
+        self._came_in = came_in
         self._changing = threading.Lock()
         self._members: dict[str, Member] = {}
+        self._numbers: Counter[str] = Counter()
+        self._apart: dict[str, str] = {}
+        self._closing: list[threading.Thread] = []
 
     def members(self) -> list[Member]:
         """Sorted by name."""
-        return sorted(self._members.values(), key=lambda member: member.choice.name)
+        return [member for _, member in sorted(self._members.copy().items())]
 
-    def member(self, name: str) -> Member | None:
-        return self._members.get(name)
+    def member(self, name: str) -> Member:
+        """:raises NotFoundError: for a name that nothing has."""
+        members = self._members
+        if name not in members:
+            raise NotFoundError("plugin", name, members)
+        return members[name]
+
+    def runs(self, name: str) -> bool:
+        """Whether calls of its concurrent hooks may be made."""
+        member = self._members.get(name)
+        return member is not None and member.runs
 
     def lives(self) -> dict[str, Life]:
-        return {name: member.life for name, member in sorted(self._members.items()) if member.life is not None}
+        return {member.health.plugin: member.life for member in self.members() if member.life is not None}
 
     def running(self) -> list[Choice]:
         """The choices of those that are to run, sorted by name."""
@@ -98,93 +107,175 @@ class Roster:
                 member.health.move(member.choice.state, member.choice.reason)
 
     def refresh(self) -> list[str]:
-        """Look again, and bring about what has changed and nothing else; the names of what has."""
-        with self._changing:
-            choices = {choice.name: choice for choice in in_order(self._choose())}
-            gone = [name for name in self._members if name not in choices]
-            for name in gone:
-                self._remove(name)
-            return sorted([*gone, *(name for name, choice in choices.items() if self._apply(choice))])
+        """Look again, and bring about what has changed and nothing else; the names of what has.
 
-    def reload(self, name: str) -> None:
-        """Make a new generation of a plugin as it is installed now, changed or not. The name is one of `lives`."""
+        What goes wrong with one is logged, and tried again at the next look; the others come nevertheless.
+        """
         with self._changing:
-            for choice in self._choose():
-                if choice.name == name:
-                    self._members[name].identity = ""
-                    self._apply(choice)
+            choices = {choice.name: choice for choice in in_order(map(self._set_apart, self._choose()))}
+            changed = [name for name in self._members if name not in choices]
+            for name in changed:
+                self._remove(name)
+            for name, choice in choices.items():
+                try:
+                    if self._apply(choice, choices):
+                        changed.append(name)
+                except Exception:
+                    _log.exception("refresh_failed", plugin=name)
+            return sorted(changed)
+
+    def reload(self, name: str) -> Future[ReloadReceipt]:
+        """Make a new generation of a plugin as it is installed now, changed or not.
+
+        :raises NotFoundError: for a plugin that is not to run.
+        """
+        with self._changing:
+            choices = {choice.name: self._set_apart(choice) for choice in self._choose()}
+            member = self._members.get(name)
+            if member is None or member.life is None or name not in choices:
+                raise NotFoundError("running plugin", name, self.lives())
+            choice = choices[name]
+            copy = _copy(choice)
+            if choice.state != "discovered" or copy is None:
+                self._apply(choice, choices)
+                return _settled(self._note(member, f"it is {choice.state} now: {choice.reason}"))
+            return self._succeed(member, choice, copy)
+
+    def hand_over(self, name: str, runtime: Runtime, handover: Handover) -> Future[ReloadReceipt]:
+        """Bring in a generation of a running plugin that has run beside it.
+
+        :raises NotFoundError: for a plugin that is not to run.
+        """
+        with self._changing:
+            member = self._members.get(name)
+            if member is None or member.life is None:
+                raise NotFoundError("running plugin", name, self.lives())
+            change = Change(runtime, "side_by_side", self._came_in, partial(self._receipt, member), handover)
+            member.life.succession.ask(change)
+            return change.receipt
+
+    def isolate(self, name: str, reason: str) -> None:
+        """Give a plugin that runs on threads of the host a process of its own until the host ends."""
+        with self._changing:
+            member = self._members.get(name)
+            if member is None or member.life is None or member.choice.isolation == "process" or name in self._apart:
+                return
+            self._apart[name] = reason
+            member.life.standing.note = f"in a process of its own, since it {reason}"
+            choice = self._set_apart(member.latest)
+            if (copy := _copy(choice)) is not None:
+                member.latest, member.identity = choice, self._identity(choice, copy)
+                self._succeed(member, choice, copy)
+
+    def close(self, seconds: float) -> None:
+        """Wait for those that were removed earlier, at most so long in all."""
+        deadline = time.monotonic() + seconds
+        for thread in self._closing:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    # --- changes, one at a time --------------------------------------------------------------------------------------
+
+    def _set_apart(self, choice: Choice) -> Choice:
+        apart = choice.name in self._apart and choice.isolation != "process"
+        return msgspec.structs.replace(choice, isolation="process") if apart else choice
+
+    def number(self, name: str) -> int:
+        """A generation's number is never given twice, however often a plugin comes and goes."""
+        self._numbers[name] += 1
+        return self._numbers[name]
 
     def _add(self, choice: Choice) -> None:
         member = self._members.get(choice.name)
         if member is None:
             member = self._members[choice.name] = Member(choice, Health(choice.name, self._observe))
-        member.choice, member.identity = choice, _identity(choice)
-        if choice.state == "discovered":
-            member.tried += 1
-            needs = [life for need in _needs(choice) if (life := self._life(need)) is not None]
-            member.life = self._makers.life(choice, member.health, self._makers.runtime(choice, member.tried), needs)
+        copy = _copy(choice)
+        member.choice = member.latest = choice
+        member.identity = self._identity(choice, copy)
+        if choice.state == "discovered" and copy is not None:
+            runtime = self._makers.runtime(choice, copy, self.number(choice.name))
+            member.life = self._makers.life(choice, member.health, runtime, Turn(choice.name, self._members))
 
-    def _life(self, name: str) -> Life | None:
-        member = self._members.get(name)
-        return member.life if member is not None else None
-
-    def _apply(self, choice: Choice) -> bool:
+    def _apply(self, choice: Choice, choices: Mapping[str, Choice]) -> bool:
         member = self._members.get(choice.name)
         if member is None:
             self._add(choice)
-            self._told(choice)
+            self._told(self._members[choice.name])
             return True
-        identity = _identity(choice)
-        if identity == member.identity or self._waits(member, choice):
+        copy = _copy(choice)
+        identity = self._identity(choice, copy)
+        if identity == member.identity or self._waits(member, choice, choices):
             return False
-        member.identity = identity
-        runs = member.life is not None and member.health.state in RUNNING
-        if choice.state == "discovered" and member.life is not None:
-            self._succeed(member, choice)
+        member.latest = choice
+        if choice.state == "discovered" and copy is not None and member.life is not None:
+            self._succeed(member, choice, copy)
         elif choice.state == "discovered":
             member.health.move("discovered", "it is to run now")
             self._add(choice)
-        elif runs and choice.state in _BROKEN:
+        elif member.runs and choice.state in _BROKEN:
             member.health.move("rolled_back", f"the change is {choice.state}: {choice.reason}")
         else:
             self._end(member)
             member.choice = choice
-            self._told(choice)
+            self._told(member)
+        member.identity = identity
         return True
 
-    def _waits(self, member: Member, choice: Choice) -> bool:
-        """Whether it is blocked only because what it requires was broken on the disk and goes on to run."""
-        others = [self._life(need) for need in _needs(choice)]
-        return (
-            choice.state == "blocked"
-            and member.life is not None
-            and all(life is not None and life.health.state in RUNNING for life in others)
-        )
+    def _identity(self, choice: Choice, copy: Copy | None) -> str:
+        """Everything that makes one choice another: its code and what that stands on, its manifest, what the operator
+        says, and its judgement."""
+        code = copy.fingerprint if copy is not None else ""
+        stands_on = f"{self._makers.stands_on(choice)} {self._makers.drift(choice)}"
+        said = msgspec.json.encode([choice.settings, choice.limits, choice.isolation, choice.version])
+        return " ".join((choice.state, choice.reason, code, stands_on, said.decode()))
 
-    def _succeed(self, member: Member, choice: Choice) -> None:
+    def _waits(self, member: Member, choice: Choice, choices: Mapping[str, Choice]) -> bool:
+        """Whether it is blocked only because what it requires is broken on the disk, and goes on to run."""
+
+        def goes_on(need: str) -> bool:
+            other = self._members.get(need)
+            broken = need in choices and choices[need].state in _BROKEN | {"blocked"}
+            return broken and other is not None and other.runs and meets(choice, other.choice)
+
+        def met(need: str) -> bool:
+            return need in choices and choices[need].state == "discovered" and meets(choice, choices[need])
+
+        required = needs(choice) if choice.state == "blocked" and member.runs else []
+        return bool(required) and all(goes_on(need) or met(need) for need in required)
+
+    def _succeed(self, member: Member, choice: Choice, copy: Copy) -> Future[ReloadReceipt]:
         assert member.life is not None
         assert choice.manifest is not None
         strategy = choice.manifest.reload.strategy
-        if strategy != "side_by_side" and member.health.state in RUNNING:
-            reason = f"its reload.strategy is {strategy}, which only a restart of the host carries out"
+        reason = f"its reload.strategy is {strategy}" if strategy == "restart" else self._makers.drift(choice)
+        if reason and member.runs:
             member.health.move("restart_required", reason)
-            receipt = refused(member.choice.name, member.health.generation, reason)
+            return _settled(self._note(member, reason))
+
+        def came_in() -> None:
+            member.choice = choice
+            self._came_in()
+
+        runtime = self._makers.runtime(choice, copy, self.number(choice.name))
+        change = Change(runtime, strategy, came_in, partial(self._receipt, member))
+        member.life.succession.ask(change)
+        return change.receipt
+
+    def _receipt(self, member: Member, receipt: ReloadReceipt) -> None:
+        if receipt.outcome != "superseded":
             member.receipts.append(receipt)
             self._receive(receipt)
-            return
-        member.tried += 1
 
-        def settled(receipt: ReloadReceipt) -> None:
-            if receipt.outcome == "active":
-                member.choice = choice
-            member.receipts.append(receipt)
-            self._receive(receipt)
+    def _note(self, member: Member, reason: str) -> ReloadReceipt:
+        """The receipt of a change that the running host does not take in."""
+        number = member.health.generation
+        receipt = ReloadReceipt.of(member.health.plugin, number, number, "restart_required", reason)
+        member.receipts.append(receipt)
+        self._receive(receipt)
+        return receipt
 
-        member.life.reload(self._makers.runtime(choice, member.tried), settled)
-
-    def _told(self, choice: Choice) -> None:
-        if choice.state != "discovered":
-            self._members[choice.name].health.move(choice.state, choice.reason)
+    def _told(self, member: Member) -> None:
+        if member.latest.state != "discovered":
+            member.health.move(member.latest.state, member.latest.reason)
 
     def _remove(self, name: str) -> None:
         self._end(self._members[name])
@@ -196,28 +287,15 @@ class Roster:
         life, member.life = member.life, None
         if life is not None:
             life.stop()
-            closing = threading.Thread(target=life.close, args=(_CLOSE_SECONDS,), name=f"close:{member.choice.name}")
-            closing.daemon = True
-            closing.start()
+            self._closing = [thread for thread in self._closing if thread.is_alive()]
+            self._closing.append(aside(lambda: life.close(_CLOSE_SECONDS), f"close:{member.health.plugin}"))
 
 
-def in_order(choices: Iterable[Choice]) -> list[Choice]:
-    """Each after those that it requires; those that are not to run last."""
-    ordered: dict[str, Choice] = {}
-    waiting = {choice.name: choice for choice in choices}
-    while waiting:
-        ready = [c for c in waiting.values() if not any(need in waiting for need in _needs(c))]
-        for choice in ready or list(waiting.values()):  # what is left of a cycle is not to run
-            ordered[choice.name] = waiting.pop(choice.name)
-    return list(ordered.values())
+def _settled(receipt: ReloadReceipt) -> Future[ReloadReceipt]:
+    future: Future[ReloadReceipt] = Future()
+    future.set_result(receipt)
+    return future
 
 
-def _needs(choice: Choice) -> list[str]:
-    return sorted(choice.manifest.requires.plugins) if choice.manifest is not None else []
-
-
-def _identity(choice: Choice) -> str:
-    """Everything that makes one choice another: its code, its manifest, what the operator says, and its judgement."""
-    code = fingerprint(choice.found) if choice.found is not None else ""
-    said = msgspec.json.encode([choice.settings, choice.limits, choice.isolation, choice.version])
-    return f"{choice.state} {choice.reason} {code} {said.decode()}"
+def _copy(choice: Choice) -> Copy | None:
+    return read_copy(choice.found) if choice.found is not None else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -10,6 +10,7 @@ from packaging.specifiers import SpecifierSet
 
 from analytics_core.config import Settings
 from analytics_core.errors import ClashError, PluginSettingsError, near
+from analytics_core.host.admission import Gate, unlisted
 from analytics_core.host.discovery import Found
 from analytics_core.host.health import State
 from analytics_core.manifest import Deployment, Limits, PluginManifest, PluginSettingsManifest, checked_settings
@@ -20,7 +21,8 @@ _UNDECLARED: Final = PluginSettingsManifest(name="undeclared")
 
 
 class Choice(Struct, frozen=True, kw_only=True):
-    """What is to become of one plugin. ``state`` is ``discovered`` when it is to run, else where it ends."""
+    """What is to become of one plugin. ``state`` is ``discovered`` when it is to run, else where it ends. One that is
+    not ``accepted`` is installed, and the lock does not have it."""
 
     name: str
     version: str = ""
@@ -31,12 +33,13 @@ class Choice(Struct, frozen=True, kw_only=True):
     isolation: Isolation = "process"
     settings: dict[str, Any] = {}
     limits: Limits = Limits()
+    accepted: bool = True
 
     @property
     def guards(self) -> bool:
         """Whether no event may be stored without its ``enrich``, whatever has become of it. Only the operator, who
-        disables it, says otherwise."""
-        if self.state == "disabled":
+        disables it or has not accepted it, says otherwise."""
+        if self.state == "disabled" or not self.accepted:
             return False
         if self.manifest is None:
             return self.found is not None and self.found.guards
@@ -50,23 +53,42 @@ class Choice(Struct, frozen=True, kw_only=True):
         return _changed(self, state=state, reason=reason)
 
 
-def choose(found: Sequence[Found], settings: Settings, deployment: Deployment) -> list[Choice]:
-    """A choice for each installed plugin, and for each that the operator names but nobody provides; sorted by name."""
-    installed = [_judged(one, settings, deployment) for one in found]
+def choose(
+    found: Sequence[Found],
+    settings: Settings,
+    deployment: Deployment,
+    screen: Callable[[Sequence[Choice]], Sequence[Choice]] = lambda choices: choices,
+) -> list[Choice]:
+    """A choice for each installed plugin, and for each that the operator names but nobody provides; sorted by name.
+
+    ``screen`` may end some of those that the operator and their authors would let run, before others require them.
+    Reads the lock, and the files that it speaks of, when the settings say ``locked``.
+    """
+    gate = Gate(settings, found)
+    installed = screen([_judged(one, settings, deployment, gate) for one in found])
     known = {choice.name for choice in installed}
-    missing = [_missing(name, who, known) for name, who in _named(settings, deployment) if name not in known]
+    missing = {name: _missing(name, who, known) for name, who in _named(settings, deployment)}
+    for name, drift in gate.missing():
+        if not _disabled(name, drift.distribution, settings, deployment):
+            missing[name] = Choice(name=name, state="unresolved", reason=drift.reason)
+    absent = [choice for name, choice in missing.items() if name not in known]
     unclashed = _without_clashes(installed)
-    return sorted([*_with_requirements(unclashed), *missing], key=lambda choice: choice.name)
+    return sorted([*_with_requirements(unclashed), *absent], key=lambda choice: choice.name)
 
 
-def _judged(found: Found, settings: Settings, deployment: Deployment) -> Choice:
+def _judged(found: Found, settings: Settings, deployment: Deployment, gate: Gate) -> Choice:
     manifest = found.manifest
     intent = deployment.plugins.get(found.name, _UNDECLARED)
     choice = Choice(name=found.name, version=found.version, found=found, manifest=manifest)
-    if reason := _disabled(found.name, settings, deployment):
+    if reason := _disabled(found.name, found.distribution, settings, deployment):
         return choice.ends("disabled", reason)
+    verdict = gate.verdict(found)
+    if verdict is not None:
+        choice = _changed(choice, accepted=verdict.accepted)
     if manifest is None or found.problem is not None:
         return choice.ends(found.state, found.problem or "its manifest was not read")
+    if verdict is not None:
+        return choice.ends("invalid", verdict.reason)
     try:
         checked = checked_settings(manifest, intent.settings)
     except PluginSettingsError as error:
@@ -79,8 +101,11 @@ def _judged(found: Found, settings: Settings, deployment: Deployment) -> Choice:
     )
 
 
-def _disabled(name: str, settings: Settings, deployment: Deployment) -> str:
-    """Why the operator does not want it; empty when it may run. PLUGINS_ENABLED decides alone when it is set."""
+def _disabled(name: str, distribution: str, settings: Settings, deployment: Deployment) -> str:
+    """Why the operator does not want it; empty when it may run. Of those that the lists let in, PLUGINS_ENABLED decides
+    alone when it is set."""
+    if reason := unlisted(name, distribution, settings.plugins):
+        return reason
     intent = deployment.plugins.get(name)
     if settings.plugins.enabled is not None:
         return "" if name in settings.plugins.enabled else "PLUGINS_ENABLED does not list it"
@@ -150,10 +175,19 @@ def _unmet(choice: Choice, by_name: dict[str, Choice]) -> str:
             return f"requires {name!r}, which is not installed{near(name, by_name)}"
         if other.state != "discovered":
             return f"requires {name!r}, which is {other.state}: {other.reason}"
-        if not SpecifierSet(specifier).contains(other.version, prereleases=True):
+        if not _fits(specifier, other.version):
             return f"requires {name!r} {specifier}, installed is {other.version}"
     cycle = _cycle(choice.name, by_name)
     return f"requires itself by way of {' -> '.join(cycle)}" if cycle else ""
+
+
+def meets(choice: Choice, other: Choice) -> bool:
+    """Whether ``other`` has the version in which ``choice`` requires it."""
+    return all(_fits(specifier, other.version) for name, specifier in _requirements(choice) if name == other.name)
+
+
+def _fits(specifier: str, version: str) -> bool:
+    return SpecifierSet(specifier).contains(version, prereleases=True)
 
 
 def _requirements(choice: Choice) -> list[tuple[str, str]]:

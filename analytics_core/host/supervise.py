@@ -1,27 +1,22 @@
-"""One plugin's life: attempts to run it, what each failure means, and when the next attempt is made."""
+"""One plugin's life: attempts to run it, one after the other, and the generations that they are of."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
-from analytics_core.errors import (
-    AnalyticsError,
-    HookFailedError,
-    HookTimeoutError,
-    LogCorruptionError,
-    PluginError,
-    WorkerDiedError,
-)
+from analytics_core.errors import HookFailedError, HookTimeoutError, PluginUnavailableError, WorkerDiedError
 from analytics_core.host.attempt import Attempt, MakeLane
-from analytics_core.host.health import FINAL, RUNNING, Health, RestartPolicy, Restarts, State
+from analytics_core.host.budget import RestartPolicy
+from analytics_core.host.change import Change, outcome_of, reason_of
+from analytics_core.host.health import RUNNING, Health, State
 from analytics_core.host.present import Present
-from analytics_core.host.reload import Reload, ReloadReceipt, replaced
-from analytics_core.host.runtime import LOAD_SECONDS, Runtime
+from analytics_core.host.reload import aside
+from analytics_core.host.runtime import Runtime
+from analytics_core.host.standing import Standing
+from analytics_core.host.succession import Succession, Trial
 from analytics_core.lanes.lane import Lane
 
 TICK_SECONDS: Final = 0.5
@@ -30,42 +25,40 @@ _LAST_COMMIT_SECONDS: Final = 2.0
 _log = structlog.get_logger(__name__)
 
 
+class Turn(Protocol):
+    """When a plugin may begin, as far as others are concerned."""
+
+    def obstacle(self) -> str:
+        """The plugin that it requires and that does not run; empty when there is none."""
+        ...
+
+    def too_early(self) -> bool:
+        """Whether one that it is to come after is on its way up."""
+        ...
+
+
 class Life:
     """Keeps one plugin running. `tick` is called twice a second by the host's supervisor; everything else that may
     take long happens on the thread of the present attempt.
 
-    ``needs`` are the lives of the plugins that this one requires: it begins when they run, and is blocked when one of
-    them never will. A thread that is in one hook for longer than ``seconds`` is abandoned: its lane is claimed anew,
-    which takes away its right to write. A process is killed by its own deadlines instead.
+    A thread that is in one hook for too long is abandoned: its lane is claimed anew, which takes away its right to
+    write. A process is killed by its own deadlines instead.
     """
 
     def __init__(
-        self,
-        health: Health,
-        runtime: Runtime,
-        make_lane: MakeLane,
-        *,
-        seconds: float,
-        policy: RestartPolicy,
-        needs: Sequence[Life] = (),
+        self, health: Health, runtime: Runtime, make_lane: MakeLane, *, policy: RestartPolicy, turn: Turn
     ) -> None:
         self.health = health
         self.present = Present(runtime)
+        self.succession = Succession(self)
+        self.standing = Standing(health, policy, runtime.seconds)
         self._make_lane = make_lane
-        self.seconds = seconds
-        self._policy = policy
-        self._needs = needs
-        self._restarts = Restarts(policy)
+        self._turn = turn
         self._lock = threading.RLock()
-        self._releasing = threading.Lock()
-        self.halted = False
-        """The lane has met what no further attempt would change and nobody but the operator can mend."""
         self._attempt: Attempt | None = None
-        self._next_at: float | None = 0.0
+        self._trial: Trial | None = None
         self._closed = False
-        self._reload: Reload | None = None
-        self._queued: tuple[Runtime, Callable[[ReloadReceipt], None]] | None = None
-        self._settled: Callable[[ReloadReceipt], None] = lambda _: None
+        self._released = False
 
     @property
     def runtime(self) -> Runtime:
@@ -85,95 +78,20 @@ class Life:
         """Whether the first attempt has come to something, or waits for another plugin."""
         return self.health.state not in ("discovered", "loading", "starting")
 
-    def reload(self, new: Runtime, settled: Callable[[ReloadReceipt], None]) -> None:
-        """Bring in the next generation: beside the running one, or in the place of one that does not run.
-
-        Returns at once. ``settled`` is told how it ended, on some thread. While one is under way the latest waits for
-        its end, and those between are passed over.
-        """
-        with self._lock:
-            attempt = self._attempt
-            if self._closed:
-                return
-            if self._reload is not None:
-                self._queued = new, settled
-                return
-            if attempt is None or attempt.over or not attempt.running or self.health.state not in RUNNING:
-                self._replace(new, settled)
-                return
-            self.health.move("reloading", f"generation {new.generation} is being made")
-            old = self.runtime
-            self._reload = reload = Reload(
-                self.health.plugin,
-                old,
-                new,
-                attempt.lane,
-                seconds=self.seconds,
-                exchange=lambda hooks: self._exchange(new, hooks),
-                drained=lambda seconds: self.present.drained(old.generation, seconds),
-            )
-
-        def run() -> None:
-            receipt = reload.run()
-            if receipt is not None:
-                self._reloaded(reload, receipt, settled)
-
-        self._settled = settled
-        threading.Thread(target=run, name=f"reload:{self.health.plugin}", daemon=True).start()
-
-    def _replace(self, new: Runtime, settled: Callable[[ReloadReceipt], None]) -> None:
-        """Nothing runs that could be handed over: the next attempt is one of ``new``."""
-        attempt, old = self._attempt, self.runtime
-        if attempt is not None and not attempt.over:
-            attempt.over = True
-            attempt.abandon()
-        threading.Thread(target=old.close, name=f"close:{self.health.plugin}", daemon=True).start()
-        self.present.exchange(new, frozenset())
-        self.seconds = new.seconds
-        self._attempt, self._next_at, self.halted = None, 0.0, False
-        self._restarts = Restarts(self._policy)
-        self.health.move("discovered", f"generation {new.generation} is to be tried")
-        settled(replaced(self.health.plugin, old, new))
-
-    def _exchange(self, new: Runtime, hooks: frozenset[str]) -> None:
-        with self._lock:
-            self.present.exchange(new, hooks)
-            self.seconds = new.seconds
-            self._restarts = Restarts(self._policy)
-            if self.health.state == "reloading":
-                self.health.move("active", self._remark(), generation=new.generation)
-            else:  # the lane has failed meanwhile; its next attempt is one of the new generation
-                self.health.generation = new.generation
-
-    def _reloaded(self, reload: Reload, receipt: ReloadReceipt, settled: Callable[[ReloadReceipt], None]) -> None:
-        with self._lock:
-            if self._reload is not reload:
-                return
-            self._reload = None
-            if receipt.outcome != "active" and self.health.state in RUNNING:
-                self.health.move(receipt.outcome, f"generation {receipt.after}: {receipt.reason}")
-            queued, self._queued = self._queued, None
-        settled(receipt)
-        if queued is not None:
-            self.reload(*queued)
-
-    def _watch_reload(self) -> None:
-        reload = self._reload
-        if reload is not None and reload.overdue() and (receipt := reload.abandon()) is not None:
-            self._reloaded(reload, receipt, self._settled)
+    # --- the supervisor ----------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Look after the present attempt, and begin the next one when it is due."""
-        self._watch_reload()
+        self.succession.watch()
         with self._lock:
             if self._closed:
                 return
             attempt = self._attempt
             if attempt is None or attempt.over:
-                if self._next_at is not None and time.monotonic() >= self._next_at and self._may_begin():
+                if self.standing.due_in() <= 0 and self._may_begin():
                     self._begin()
                 return
-        if self.runtime.isolation == "thread" and attempt.pulse.busy_for() > (seconds := self._patience(attempt)):
+        if (seconds := attempt.overdue()) > 0:
             attempt.abandon()
             self._ended(attempt, HookTimeoutError(self.health.plugin, attempt.pulse.doing, seconds), hung=True)
         elif attempt.running:
@@ -181,67 +99,137 @@ class Life:
 
     def due_in(self) -> float:
         """Seconds until the next attempt; infinite when none is planned."""
+        return float("inf") if self._closed else self.standing.due_in()
+
+    def failed_call(self, error: HookFailedError, seconds: float) -> None:
+        """A concurrent hook has failed; when it was given up, after ``seconds``."""
         with self._lock:
-            planned = self._next_at is not None and not self._closed
-            return self._next_at - time.monotonic() if planned and self._next_at is not None else float("inf")
-
-    def _patience(self, attempt: Attempt) -> float:
-        return max(self.seconds, LOAD_SECONDS) if attempt.pulse.doing == "load" else self.seconds
-
-    def _watch(self, attempt: Attempt) -> None:
-        """Nobody else would see that an idle plugin has died, or that one without a lane has kept well."""
-        try:
-            self.runtime.watch()
-        except WorkerDiedError as error:
-            attempt.abandon()
-            self._ended(attempt, error)
-        if attempt.lane is None and time.monotonic() - attempt.began > self._policy.cool_down:
-            self._restarts.committed(0)
+            if not self._closed and self.standing.call_failed(error, seconds) and self._attempt is not None:
+                self._attempt.over = True
+                self._attempt.stop()  # what it has folded is committed
 
     def stop(self) -> None:
         """Ask the present attempt to commit and end; no other follows."""
         with self._lock:
             self._closed = True
-            if self._reload is not None:
-                self._reload.abandon()
-            if self._attempt is not None:
-                self._attempt.stop()
+            attempt = self._attempt
+        self.succession.stop()
+        if attempt is not None:
+            attempt.stop()
 
     def close(self, seconds: float) -> None:
         """Wait for the end that `stop` asked for, then end the runtime, by force if need be."""
         attempt = self._attempt
-        if attempt is not None and attempt.thread is not None and not attempt.over:
-            attempt.thread.join(min(seconds, max(self.seconds, _LAST_COMMIT_SECONDS)))
-            if attempt.thread.is_alive():
-                attempt.abandon()
+        if attempt is not None:
+            most = min(seconds, max(self.runtime.seconds, _LAST_COMMIT_SECONDS))
+            if not attempt.end(0.0 if attempt.over else most):
                 _log.warning("plugin_abandoned", plugin=self.health.plugin, doing=attempt.pulse.doing)
-        self._release()
+        with self._lock:
+            self._released = True
+            fallback = self._trial.fallback if self._trial is not None else None
+        self.runtime.close()
+        if fallback is not None:
+            fallback.close()
 
-    def _release(self) -> None:
-        """Let go of all that the plugin holds: its process, its instance, its code. Harmless when repeated."""
-        with self._releasing:
-            self.runtime.close()
+    # --- succession --------------------------------------------------------------------------------------------------
+
+    def carrier(self) -> Attempt | None:
+        """The attempt that runs now and may carry the next generation on."""
+        attempt = self._attempt
+        runs = attempt is not None and attempt.running and not attempt.over
+        return attempt if runs and self.health.state in RUNNING else None
+
+    def exchange(self, change: Change, hooks: frozenset[str]) -> None:
+        """Calls are for the new generation from now on, and so is every later attempt.
+
+        :raises PluginUnavailableError: when all has ended already.
+        """
+        new = change.runtime
+        with self._lock:
+            if self._released:
+                raise PluginUnavailableError(self.health.plugin, "was stopped meanwhile")
+            self.present.exchange(new, hooks)
+            if self._attempt is not None and not self._attempt.over:
+                self._attempt.runtime = new
+                self.standing.goes_on(new.seconds)
+            else:
+                self.standing.begins_anew(new.seconds)  # it has failed meanwhile
+            if self.health.state == "reloading":
+                self.standing.well(hooks, new.generation)
+            else:
+                self.health.generation = new.generation
+        change.came_in()
+
+    def halt_attempt(self, attempt: Attempt) -> None:
+        """No other attempt follows this one by itself."""
+        with self._lock:
+            attempt.over = True
+            if self._attempt is attempt:
+                self.standing.next_at = None
+
+    def begin(self, trial: Trial) -> None:
+        """The next attempt is that of ``trial``, in the place of whatever was to be tried."""
+        new = trial.change.runtime
+        with self._lock:
+            earlier, self._trial = self._trial, trial
+            if earlier is not None and trial.fallback is None:
+                trial.fallback = earlier.fallback
+            attempt, old = self._attempt, self.runtime
+            if attempt is not None and not attempt.over:
+                attempt.over = True
+                attempt.abandon()
+            self._attempt = None
+            self.present.exchange(new, frozenset())
+            self.standing.begins_anew(new.seconds)
+            closed = self._closed
+            if not closed and trial.fallback is None:
+                self.health.move("discovered", f"generation {new.generation} is to be tried")
+            elif not closed:
+                self.health.move("reloading", f"generation {new.generation} begins from the checkpoint")
+        if old is not new and old is not trial.fallback:
+            aside(old.close, f"close:{self.health.plugin}")
+        if closed:
+            trial.superseded("its host is stopping")
+            new.close()
+
+    def _tried(self, error: BaseException | None) -> bool:
+        """The end of a trial, if one is under way; whether the generation before it runs again."""
+        with self._lock:
+            trial, self._trial = self._trial, None
+            if trial is None:
+                return False
+            fallback = trial.fallback if error is not None else None
+            if error is not None and fallback is not None:
+                self.present.exchange(fallback, frozenset())
+                self.standing.begins_anew(fallback.seconds)
+                reason = f"generation {trial.change.runtime.generation}: {reason_of(error)}"
+                self.health.move(outcome_of(error), reason, generation=fallback.generation)
+        if error is None:
+            trial.change.came_in()
+        elif fallback is not None:
+            aside(trial.change.runtime.close, f"close:{self.health.plugin}")
+        aside(lambda: trial.ended(error), f"retire:{self.health.plugin}")
+        return fallback is not None
+
+    # --- attempts ----------------------------------------------------------------------------------------------------
 
     def _may_begin(self) -> bool:
-        for need in self._needs:
-            other = need.health
-            if other.state in FINAL or (other.state == "blocked" and need._next_at is None):
-                self._next_at = None
-                self.health.move("blocked", f"requires {other.plugin!r}, which is {other.state}: {other.reason}")
-                return False
-            if other.state not in RUNNING:
-                self.health.move("blocked", f"waits for {other.plugin!r}, which is {other.state}")
-                return False
-        return True
+        obstacle = self._turn.obstacle()
+        if obstacle and self.health.state in ("discovered", "blocked"):
+            self.health.move("blocked", obstacle)
+        return not obstacle and not self._turn.too_early()
 
     def _begin(self) -> None:
-        if self.health.state == "quarantined":
-            self.health.move("half_open", "one attempt after the rest")
-        attempt = Attempt()
+        attempt = Attempt(self.runtime)
         name = f"lane:{self.health.plugin}"
         attempt.thread = threading.Thread(target=self._run, args=(attempt,), name=name, daemon=True)
-        attempt.thread.start()  # when the system has no thread left, the attempt stays due
-        self._attempt, self._next_at = attempt, None
+        self._attempt = attempt
+        try:
+            attempt.thread.start()
+        except RuntimeError:  # the system has no thread left: the attempt stays due
+            attempt.over, attempt.thread = True, None
+            raise
+        self.standing.attempted()
 
     def _run(self, attempt: Attempt) -> None:
         error: BaseException | None = None
@@ -251,28 +239,31 @@ class Life:
             error = raised
         attempt.pulse.beat("")
         self._ended(attempt, error)
-        if self.health.state in ("load_error", "start_error"):
-            self._release()
+        if self.health.state in ("load_error", "start_error") and attempt.runtime is self.runtime:
+            attempt.runtime.close()
 
     def _live(self, attempt: Attempt) -> None:
-        first = self.health.state in ("discovered", "blocked", "retrying")
-        if first:
-            self.health.move("loading", generation=self.runtime.generation)
+        runtime = attempt.runtime
+        first = self._rises(attempt, "loading", frozenset({"discovered", "blocked", "retrying"}))
         attempt.pulse.beat("load")
-        self.present.hooks = self.runtime.load()
+        hooks = runtime.load()
+        if first:
+            self._rises(attempt, "starting", frozenset({"loading"}))
         if attempt.over:
             return
-        if first:
-            self.health.move("starting")
         attempt.pulse.beat("setup")
-        self.runtime.start()
+        runtime.start()
         attempt.pulse.beat("")
-        if "process" not in self.hooks:
+        with self._lock:
+            if attempt.over or self._closed:
+                return
+            self.present.exchange(runtime, hooks)
+        if "process" not in hooks:
             self._running(attempt)
-            self.runtime.wait(attempt.stopping)
+            attempt.stopping.wait()
             return
         lane = self._make_lane(
-            lambda: self.runtime.open_fold(attempt.pulse.beat),
+            lambda: runtime.open_fold(attempt.beats),
             pulse=attempt.pulse,
             on_running=lambda: self._running(attempt),
             on_commit=lambda position: self._committed(attempt, position),
@@ -283,25 +274,42 @@ class Life:
             attempt.lane = lane
         lane.run()
 
+    def _rises(self, attempt: Attempt, state: State, after: frozenset[State]) -> bool:
+        """Whether the attempt, unless it is over, has brought the plugin from one of ``after`` to ``state``."""
+        with self._lock:
+            if attempt.over or self.health.state not in after:
+                return False
+            self.health.move(state, generation=attempt.runtime.generation)
+            return True
+
     def _running(self, attempt: Attempt) -> None:
         """The state is restored. A plugin that has failed while running has yet to show that it gets further."""
         with self._lock:
             if attempt.over:
                 return
             attempt.running = True
-            if self.health.state == "starting" or "process" not in self.hooks:
-                self.health.move("active", self._remark())
+            fresh = self._trial is not None or self.health.state in ("starting", "reloading")
+            if fresh or "process" not in self.hooks:
+                self.standing.well(self.hooks, attempt.runtime.generation)
+        self._tried(None)
 
     def _committed(self, attempt: Attempt, position: int) -> None:
         with self._lock:
-            progress = not attempt.over and self._restarts.committed(position)
-            if progress and self.health.state in ("degraded", "half_open", "starting"):
-                self.health.move("active", self._remark())
+            if not attempt.over and self.standing.progressed(position):
+                self.standing.well(self.hooks, attempt.runtime.generation)
 
-    def _remark(self) -> str:
-        if "process" in self.hooks and "export_state" not in self.hooks:
-            return "stateless: it has no export_state, so what it folds begins anew at each start"
-        return ""
+    def _watch(self, attempt: Attempt) -> None:
+        """Nobody else would see that an idle plugin has died, or that one without a lane has kept well."""
+        try:
+            attempt.runtime.watch()
+        except WorkerDiedError as error:
+            attempt.abandon()
+            self._ended(attempt, error)
+            return
+        with self._lock:
+            since = attempt.began if attempt.lane is None else float("inf")
+            if not attempt.over and self.standing.kept_well(since):
+                self.standing.well(self.hooks, attempt.runtime.generation)
 
     def _ended(self, attempt: Attempt, error: BaseException | None, *, hung: bool = False) -> None:
         """Judge how an attempt ended; the first judgement holds."""
@@ -313,52 +321,5 @@ class Life:
                 return
             if error is None:
                 self.health.move("degraded", "its lane was taken over by another process")
-                return
-            reason = str(error) if isinstance(error, AnalyticsError) else f"{type(error).__name__}: {error}"
-            _log.warning("plugin_failed", plugin=self.health.plugin, problem=reason, exc_info=_trace(error))
-            if isinstance(error, LogCorruptionError):
-                self._halt(reason)
-                return
-            if (
-                self.health.state == "loading"
-                and isinstance(error, PluginError)
-                and not isinstance(error, WorkerDiedError)
-            ):
-                self.health.move("load_error", reason)
-            elif self.health.state == "starting" and _refused(error):
-                self.health.move("start_error", reason)
-            else:
-                self._plan(attempt, reason, hung=hung)
-            self.health.errors += 1
-
-    def _halt(self, reason: str) -> None:
-        """The log is damaged, which is not the plugin's fault: its concurrent hooks go on, its lane cannot."""
-        self.halted = True
-        after: State = "quarantined" if self.health.state == "half_open" else "degraded"
-        self.health.move(after, f"its lane has ended and is not tried again, since the log is damaged: {reason}")
-
-    def _plan(self, attempt: Attempt, reason: str, *, hung: bool) -> None:
-        what, seconds = self._restarts.failed(attempt.position, hung=hung)
-        self._next_at = time.monotonic() + seconds
-        failures = self._restarts.failures
-        if what == "rest":
-            self.health.move("quarantined", f"{reason}; failure {failures} in a row, it rests for {seconds:g} s")
-        else:
-            state = self.health.state
-            again = f"{reason}; failure {failures} in a row, tried again from its checkpoint in {seconds:g} s"
-            self.health.move("retrying" if state in ("loading", "starting") else "degraded", again)
-
-
-def _refused(error: BaseException) -> bool:
-    """Whether the plugin itself said no to its start or its state, which another attempt would not change."""
-    return (
-        isinstance(error, HookFailedError)
-        and not isinstance(error, HookTimeoutError)
-        and error.hook in ("setup", "import_state")
-    )
-
-
-def _trace(error: BaseException) -> BaseException | None:
-    """The exception with its trace where that says more than the text: in which line of the plugin it arose."""
-    told = isinstance(error, AnalyticsError) and error.__cause__ is None
-    return None if told or isinstance(error, HookTimeoutError) else error
+            elif not self._tried(error):
+                self.standing.failed(error, attempt.position, hung=hung)

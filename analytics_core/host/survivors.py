@@ -34,7 +34,7 @@ def _threads(alias: str) -> Iterator[str]:
 
 def _runs(frame: FrameType | None, alias: str) -> bool:
     while frame is not None:
-        if _within(frame.f_globals.get("__name__"), alias):
+        if within(frame.f_globals.get("__name__"), alias):
             return True
         frame = frame.f_back
     return False
@@ -44,7 +44,7 @@ def _tasks(alias: str) -> Iterator[str]:
     for found in [each for each in gc.get_objects() if isinstance(each, asyncio.Task)]:
         coroutine = found.get_coro()
         frame = getattr(coroutine, "cr_frame", None)
-        if not found.done() and frame is not None and _within(frame.f_globals.get("__name__"), alias):
+        if not found.done() and frame is not None and within(frame.f_globals.get("__name__"), alias):
             yield f"task {getattr(coroutine, '__qualname__', found.get_name())!r}"
 
 
@@ -70,5 +70,6 @@ def _holder(referrer: Any) -> str:
     return f"a {type(referrer).__name__}"
 
 
-def _within(name: Any, alias: str) -> bool:
+def within(name: Any, alias: str) -> bool:
+    """Whether ``name`` is that of the module ``alias`` or of one below it."""
     return isinstance(name, str) and (name == alias or name.startswith(f"{alias}."))

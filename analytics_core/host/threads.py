@@ -170,6 +170,10 @@ class LoopThread:
         with suppress(RuntimeError):  # it is closed already
             self.loop.call_soon_threadsafe(self.loop.stop)
 
+    def join(self) -> None:
+        """Wait for the end that `stop` has asked for."""
+        self._thread.join()
+
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
@@ -186,3 +190,25 @@ class LoopThread:
         finally:
             asyncio.set_event_loop(None)
             self.loop.close()
+
+
+async def on_own_thread(name: str, call: Callable[[], T]) -> T:
+    """``call`` on a daemon thread of its own: a call that never returns blocks no pool and no shutdown."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: Callable[[], None]) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: None if future.done() else result())
+
+    def run() -> None:
+        try:
+            value = call()
+        except BaseException as error:
+            problem = error
+            settle(lambda: future.set_exception(problem))
+        else:
+            settle(lambda: future.set_result(value))
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await future

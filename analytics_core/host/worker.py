@@ -76,7 +76,7 @@ class Worker:
     def _load(self, body: msgspec.Raw) -> list[str]:
         self._hello = hello = decode(body, trusted=True)
         _cap_data(2 * hello.memory_bytes)
-        self._generation = load(hello.found, hello.generation)
+        self._generation = load(hello.copy.found, hello.generation, hello.copy.sources)
         return sorted(self._generation.hooks)
 
     def _start(self, _: msgspec.Raw) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from hashlib import blake2b
@@ -31,6 +32,9 @@ PENDING_MOST: Final = 50_000
 """Outputs that may wait for a commit. With more a lane commits early, and reads no further while that is refused."""
 
 _log = structlog.get_logger(__name__)
+
+Action = Callable[[Fold], Fold]
+"""What is to be done with a lane's fold between two batches; the fold that it gives goes on."""
 
 
 class Lane:
@@ -71,7 +75,8 @@ class Lane:
         self._stopping = threading.Event()
         self._nudged = threading.Event()
         self._asking = threading.Lock()
-        self._asked: tuple[Callable[[Fold], Fold], Future[int]] | None = None
+        self._asked: deque[tuple[Action, Future[int]]] = deque()
+        self._answering: Future[int] | None = None
         self._over = False
         self._abandoned = False
         self._thread: threading.Thread | None = None
@@ -98,12 +103,14 @@ class Lane:
         self._abandoned = True
         self._stopping.set()
         self._nudged.set()
+        self._answer_nobody()
 
-    def between(self, action: Callable[[Fold], Fold]) -> Future[int]:
-        """Have ``action`` done on the lane's thread between two batches; the fold that it gives goes on.
+    def between(self, action: Action) -> Future[int]:
+        """Have ``action`` done on the lane's thread between two batches, after those that were asked for before.
 
         The future gives the position at which that was, or what ``action`` raised: the fold is then still the same. It
-        may be cancelled as long as it waits. Only one action waits at a time.
+        may be cancelled as long as it waits. When the lane is abandoned while it is at the action, the future raises
+        at once, and the fold that the action may still give is closed.
 
         :raises LaneEndedError: when the lane is over; the future raises it when the lane ends first.
         """
@@ -111,14 +118,24 @@ class Lane:
         with self._asking:
             if self._over:
                 raise LaneEndedError(self.name)
-            assert self._asked is None, "one action at a time"
-            self._asked = action, future
+            self._asked.append((action, future))
         self._nudged.set()
         return future
 
-    def sample(self, rows: int) -> int:
-        """A position from which about so many of the newest folded events can be read."""
-        return max(min(self._log.first, self.position), self.position - rows)
+    def settle(self, fold: Fold, position: int = 0) -> Checkpoint:
+        """For an action of `between`: fold on up to ``position`` when that is ahead, and commit; what is durable now.
+
+        :raises StorageError: when the commit fails; all that waits is kept for the next.
+        """
+        while self.position < position:
+            self._take(fold.advance(self.position, min(WINDOW_ROWS, position - self.position)))
+        if self.position > self._checkpoint.position:
+            self._commit(fold)
+        return self._checkpoint
+
+    def sample(self, position: int, rows: int) -> int:
+        """Where to read about ``rows`` events: from ``position`` on when there are any, else those before it."""
+        return position if self._log.durable > position else max(min(self._log.first, position), position - rows)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread; whether it has ended."""
@@ -144,7 +161,8 @@ class Lane:
             self._on_running()
             while not self._stopping.is_set():
                 fold = self._between(fold)
-                self._turn(fold)
+                if not self._stopping.is_set():
+                    self._turn(fold)
             if not self._abandoned and self.position > self._checkpoint.position:
                 self._commit(fold)
             self.state = "stopped"
@@ -181,27 +199,51 @@ class Lane:
 
     def _between(self, fold: Fold) -> Fold:
         self._nudged.clear()
+        while (asked := self._next_action()) is not None:
+            action, future = asked
+            try:
+                after = action(fold)
+            except BaseException as error:
+                self._answer(future, error)
+                continue
+            if self._answer(future, None):
+                if after is not fold:
+                    self._changed, self._digest = True, b""
+                fold = after
+            elif after is not fold:
+                self._close(after)
+        return fold
+
+    def _next_action(self) -> tuple[Action, Future[int]] | None:
         with self._asking:
-            asked, self._asked = self._asked, None
-        if asked is None:
-            return fold
-        action, future = asked
-        if not future.set_running_or_notify_cancel():
-            return fold
-        try:
-            after = action(fold)
-        except BaseException as error:
-            future.set_exception(error)
-            return fold
-        self._changed = self._changed or after is not fold
-        future.set_result(self.position)
-        return after
+            while self._asked:
+                action, future = self._asked.popleft()
+                if future.set_running_or_notify_cancel():
+                    self._answering = future
+                    return action, future
+        return None
+
+    def _answer(self, future: Future[int], error: BaseException | None) -> bool:
+        """Whether the answer still counts: nobody waits for that of an abandoned lane."""
+        with self._asking:
+            self._answering = None
+            if future.done():
+                return False
+            if error is None:
+                future.set_result(self.position)
+            else:
+                future.set_exception(error)
+            return True
 
     def _answer_nobody(self) -> None:
         with self._asking:
-            asked, self._asked, self._over = self._asked, None, True
-        if asked is not None and asked[1].set_running_or_notify_cancel():
-            asked[1].set_exception(LaneEndedError(self.name))
+            self._over = True
+            futures = [future for _, future in self._asked if future.set_running_or_notify_cancel()]
+            if self._answering is not None and not self._answering.done():
+                futures.append(self._answering)
+            self._asked.clear()
+            for future in futures:
+                future.set_exception(LaneEndedError(self.name))
 
     def _turn(self, fold: Fold) -> None:
         """One window if there is one, and a commit when it is due."""

@@ -21,7 +21,8 @@ import pytest
 
 from analytics_core.errors import HookFailedError, HookTimeoutError, MalformedBodyError, PluginError, WorkerDiedError
 from analytics_core.events import EventBatch
-from analytics_core.host.health import TRANSITIONS, Health, RestartPolicy, Restarts, State
+from analytics_core.host.budget import RestartPolicy
+from analytics_core.host.health import TRANSITIONS, Health, State
 from analytics_core.host.plugins import PluginHost
 from analytics_core.log.reading import SUFFIX
 from analytics_core.records import Question, Request, TimeRange
@@ -483,7 +484,7 @@ def test_folds_that_hang_leave_no_more_than_so_many_threads(house: House) -> Non
     house.install("hangs", body, ["process"], isolation="thread", limits={"call_seconds": 0.5})
 
     async def main() -> None:
-        async with house.host() as host:
+        async with house.host(restarts=PATIENT) as host:
             await until_state(host, "hangs", "active")
             one = EventBatch.empty("a", T0)
             ended = await asyncio.gather(*(host.fold_once("hangs", [one]) for _ in range(8)), return_exceptions=True)
@@ -632,15 +633,3 @@ def test_every_transition_is_told_once() -> None:
     health.move("loading")
     health.move("load_error", "why")
     assert told == [("discovered", "loading", ""), ("loading", "load_error", "why")]
-
-
-def test_backoff_doubles_rest_follows_and_progress_forgives() -> None:
-    restarts = Restarts(
-        RestartPolicy(backoff=1.0, backoff_most=3.0, failures=4, hangs=2, cool_down=60.0, cool_down_most=100.0)
-    )
-    assert [restarts.failed(5) for _ in range(3)] == [("again", 1.0), ("again", 2.0), ("again", 3.0)]
-    assert not restarts.committed(5)  # up to the window that failed, not beyond it
-    assert [restarts.failed(5), restarts.failed(5)] == [("rest", 60.0), ("rest", 100.0)]
-    assert restarts.committed(6)
-    assert restarts.failed(7, hung=True) == ("again", 1.0)
-    assert restarts.failed(7, hung=True) == ("rest", 60.0)

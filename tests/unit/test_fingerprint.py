@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -12,9 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from analytics_core.host import fingerprint as room
 from analytics_core.host.discovery import Found
-from analytics_core.host.fingerprint import fingerprint, places, settled_fingerprint
+from analytics_core.host.fingerprint import fingerprint, places, read_copy
 
 
 @pytest.fixture
@@ -130,24 +128,13 @@ def test_what_cannot_be_read_has_one_too(directory: Path) -> None:
     assert fingerprint(lost) == fingerprint(lost)
 
 
-def test_settled_is_what_two_readings_agree_on(found: Found, monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter(["half", "more", "whole", "whole", "later"])
-    monkeypatch.setattr(room, "fingerprint", lambda _: next(readings))
-    assert settled_fingerprint(found, pause_seconds=0.001) == "whole"
+def test_a_copy_holds_what_it_was_made_of_whatever_the_disk_has_by_then(found: Found) -> None:
+    copy = read_copy(found)
+    (found.directory / "plugin.py").write_text("a = 2", "utf-8")
+    assert copy.sources is not None
+    assert copy.sources["plugin"].source == b"a = 1"
+    assert copy.fingerprint != read_copy(found).fingerprint
 
 
-def test_settling_has_an_end(found: Found) -> None:
-    done = threading.Event()
-
-    def scribble() -> None:
-        number = 0
-        while not done.is_set():
-            (found.directory / "plugin.py").write_text(f"a = {(number := number + 1)}", "utf-8")
-
-    writer = threading.Thread(target=scribble)
-    writer.start()
-    try:
-        assert len(settled_fingerprint(found, pause_seconds=0.001, most_seconds=0.05)) == 32
-    finally:
-        done.set()
-        writer.join()
+def test_a_copy_whose_sources_cannot_be_read_has_none(tmp_path: Path) -> None:
+    assert read_copy(Found("lost", "lost", "1", "lost_shop", tmp_path, single=True)).sources is None
