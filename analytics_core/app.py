@@ -28,8 +28,14 @@ from analytics_core.api import Services, build, runner
 from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Settings, check_exposure
 from analytics_core.errors import ConfigError, StorageError
+from analytics_core.host.admission import idle_patterns
+from analytics_core.host.boot_guard import BootGuard, Journal
+from analytics_core.host.caretaker import Caretaker
+from analytics_core.host.discovery import discover
 from analytics_core.host.plugins import PluginHost
+from analytics_core.host.provenance import check_lock
 from analytics_core.host.reloader import Reloader
+from analytics_core.host.replays import Replays
 from analytics_core.intake import Intake
 from analytics_core.lake import RetentionPolicy
 from analytics_core.lake.delta import DeltaStore
@@ -47,6 +53,7 @@ from analytics_core.queries.history import History
 from analytics_core.queries.series import MetricQueries
 from analytics_core.queries.submissions import Submissions
 from analytics_core.state.sqlite import SqliteState
+from analytics_core.state.sqlite_side import SqliteSides
 
 _log = structlog.get_logger("host")
 _QUESTIONS_AT_ONCE = 16
@@ -62,6 +69,7 @@ def serve(settings: Settings, *, ready: Callable[[], None] | None = None) -> Non
     :raises StorageError: for storage that cannot be used: a log that another process owns, or one that is corrupt.
     """
     check_exposure(settings)
+    check_lock(settings)
     configure_logging(settings.logging, sys.stderr)
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()  # what the imports have made stays, and no later collection looks at it; plugins come after, and may go
@@ -84,7 +92,10 @@ async def _serve(settings: Settings, ready: Callable[[], None] | None) -> None:
     async with AsyncExitStack() as stack:
         services = await open_services(settings, stack, on_fatal)
         url = await listen(services, stack)
-        _log.info("listening", url=url, data=str(settings.storage.data_dir), plugins=len(services.host.views()))
+        guard = services.host.guard
+        guard.ready()
+        data, plugins = str(settings.storage.data_dir), len(services.host.views())
+        _log.info("listening", url=url, data=data, plugins=plugins, safe_mode=guard.safe_mode is not None)
         if ready is not None:
             ready()
         try:
@@ -123,9 +134,13 @@ async def open_services(
     """
     deployment = await asyncio.to_thread(read_deployment, settings.manifests_dir, environ)
     log, dedup, lake, state, bus, outbox = store = await _open_storage(settings, stack)
-    host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake)
+    journal = Journal(settings.storage.data_dir / "starts.jsonl")
+    guard = BootGuard(journal, safe_mode=settings.plugins.safe_mode)
+    stack.callback(guard.end)
+    host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake, guard=guard)
     stack.push_async_callback(host.close)
     await host.start()
+    await asyncio.to_thread(_tell_idle_patterns, settings)
     writer = _store_writer(settings, deployment, store, stack, on_fatal)
     history = History(log, lake, log_directory=log.directory)
     metrics = MetricQueries(history, state, deployment)
@@ -139,13 +154,15 @@ async def open_services(
     stack.push_async_callback(submissions.close)
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     stack.callback(live.close)
-    await _watch(settings, deployment, host, stack)
+    reloader = await _watch(settings, deployment, host, stack)
     outbox.start()  # last: what a crash has left unpublished is for those who listen now
     return Services(
         settings=settings,
         deployment=deployment,
         intake=intake,
         host=host,
+        replays=await _replays(settings, host, store, stack),
+        caretaker=Caretaker(host, settings, environ, reloader.look),
         lanes=lambda: [writer.view(), live_metrics.view(), *host.lanes()],
         history=history,
         metrics=metrics,
@@ -181,13 +198,30 @@ def _store_writer(
     return writer
 
 
-async def _watch(settings: Settings, deployment: Deployment, host: PluginHost, stack: AsyncExitStack) -> None:
-    """Take changed plugins into the running host, unless the operator does not want it."""
+async def _replays(settings: Settings, host: PluginHost, store: Storage, stack: AsyncExitStack) -> Replays:
+    replays = Replays(
+        lambda name: host.original(name), store.log, store.lake.read, SqliteSides(store.state), settings.lanes
+    )
+    await asyncio.to_thread(replays.start)
+    stack.push_async_callback(asyncio.to_thread, replays.close)
+    return replays
+
+
+async def _watch(settings: Settings, deployment: Deployment, host: PluginHost, stack: AsyncExitStack) -> Reloader:
+    """What takes changed plugins into the running host; by itself, unless the operator does not want it."""
     watch = settings.plugins.watch
+    reloader = Reloader(host, settings.manifests_dir, environ, deployment, polling=watch == "poll")
     if watch != "off":
-        reloader = Reloader(host, settings.manifests_dir, environ, deployment, polling=watch == "poll")
         await asyncio.to_thread(reloader.start)
         stack.push_async_callback(asyncio.to_thread, reloader.stop)
+    return reloader
+
+
+def _tell_idle_patterns(settings: Settings) -> None:
+    """Log each entry of the lists of plugins that matches none: the operator may have mistyped it."""
+    if settings.plugins.allow or settings.plugins.deny:
+        for which, pattern in idle_patterns(discover(), settings.plugins):
+            _log.warning("plugin_list_matches_nothing", list=f"plugins.{which}", pattern=pattern)
 
 
 async def _open_storage(settings: Settings, stack: AsyncExitStack) -> Storage:

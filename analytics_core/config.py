@@ -97,13 +97,23 @@ class Lanes(Struct, frozen=True, forbid_unknown_fields=True):
 class Plugins(Struct, frozen=True, forbid_unknown_fields=True):
     """``enabled`` lists the only plugins that may run; None leaves it to each plugin's settings manifest.
 
+    ``allow`` and ``deny`` hold patterns (``acme-*``) of names of plugins or distributions: whatever is said elsewhere,
+    nothing runs that ``deny`` matches, or that ``allow`` does not; None allows all. With ``locked`` nothing runs but
+    what the file ``lock`` has; None is ``plugins.lock`` beside the manifests directory.
+
     ``watch``: whether changed manifests, sources and distributions are taken into the running host; ``notify`` by the
-    system's notifications, ``poll`` by looking twice a second.
+    system's notifications, ``poll`` by looking twice a second. ``safe_mode``: whether only proven plugins run after
+    three failed starts; false also forgets those so far.
     """
 
     enabled: tuple[str, ...] | None = None
     auto_load: bool = True
     watch: Literal["notify", "poll", "off"] = "notify"
+    allow: tuple[str, ...] | None = None
+    deny: tuple[str, ...] = ()
+    locked: bool = False
+    lock: Path | None = None
+    safe_mode: bool = True
 
 
 class Live(Struct, frozen=True, forbid_unknown_fields=True):

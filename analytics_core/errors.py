@@ -62,6 +62,16 @@ class IncompatibleError(ManifestError):
     title = "Incompatible plugin"
 
 
+class ManifestNotWrittenError(AnalyticsError):
+    """The system does not let a manifest be written; everything is as it was."""
+
+    status = 503
+    title = "Manifests cannot be written"
+
+    def __init__(self, where: Path | str, problem: OSError) -> None:
+        super().__init__(f"{where} cannot be written: {problem.strerror or problem}; nothing was changed")
+
+
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +163,16 @@ class ClashError(AnalyticsError):
 
     def __init__(self, what: str, name: str, holders: Iterable[str]) -> None:
         super().__init__(f"{what} {name!r} is claimed by {' and '.join(holders)}; rename one of them")
+
+
+class BusyError(AnalyticsError):
+    """What is done once at a time is being done for somebody else."""
+
+    status = 409
+    title = "Under way already"
+
+    def __init__(self, doing: str) -> None:
+        super().__init__(f"{doing} already; ask again when that has ended")
 
 
 class QueryError(RequestError):
@@ -291,11 +311,25 @@ class PluginSettingsError(PluginError):
     """The operator's settings do not fit the plugin's JSON Schema."""
 
 
+class NotSwitchedError(PluginError):
+    """The plugin was neither enabled nor disabled: something else decides, or only a person can edit the manifest."""
+
+    status = 409
+    title = "Plugin not switched"
+
+
 class PluginUnavailableError(PluginError):
     """The plugin that would answer is not active."""
 
     status = 503
     title = "Plugin unavailable"
+
+
+class ReplayError(PluginError):
+    """A replay cannot be had, or not be switched to, as things are; nothing has changed."""
+
+    status = 409
+    title = "Replay not possible"
 
 
 class HookFailedError(PluginError):

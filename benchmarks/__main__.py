@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from benchmarks import busy, measures, reloads
+from benchmarks import busy, listing, measures, reloads
 
 PARTS: dict[str, tuple[str, Callable[[bool], Any]]] = {
     "startup": (
@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, Callable[[bool], Any]]] = {
         lambda quick: reloads.measure(6 if quick else 500),
     ),
     "memory": ("resident memory after 10 M events", lambda quick: measures.memory(500_000 if quick else 10_000_000)),
+    "listing": ("'analytics plugins list' with 100 plugins", lambda quick: listing.measure(100, 1 if quick else 5)),
     "busy": (
         "ack p99 beside a busy pure-Python plugin, in a thread and in a process",
         lambda quick: busy.measure(3 if quick else 15),

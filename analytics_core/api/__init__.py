@@ -7,7 +7,19 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from analytics_core.api import analytics, health, ingest, metrics, openapi, plugins, problems, retention, sse
+from analytics_core.api import (
+    analytics,
+    caretaking,
+    health,
+    ingest,
+    metrics,
+    openapi,
+    plugin_replays,
+    plugins,
+    problems,
+    retention,
+    sse,
+)
 from analytics_core.api.auth import Authenticator, Identity
 from analytics_core.api.cors import Origins, preflight
 from analytics_core.api.operations import Content, Operation, bind, reply
@@ -36,6 +48,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     ingest.ACCEPT,
     *metrics.OPERATIONS,
     *plugins.OPERATIONS,
+    *caretaking.OPERATIONS,
+    *plugin_replays.OPERATIONS,
     *analytics.OPERATIONS,
     *sse.OPERATIONS,
     *health.OPERATIONS,
@@ -85,11 +99,11 @@ def build(services: Services) -> web.Application:
         client_max_size=services.settings.intake.max_body_bytes, middlewares=[problems.edge(unrouted)]
     )
     for operation in OPERATIONS:
-        handler = bind(operation, services, authenticator)
+        handler = bind(operation, services, authenticator, origins)
         if operation.method == "GET":
             app.router.add_get(operation.path, handler, allow_head=not operation.key_in_query)
         else:
-            app.router.add_post(operation.path, handler)
+            app.router.add_route(operation.method, operation.path, handler)
 
     async def prepare(request: web.BaseRequest, response: web.StreamResponse) -> None:
         problems.identify_response(request, response)

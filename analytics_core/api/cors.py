@@ -10,7 +10,7 @@ from aiohttp import web
 
 from analytics_core.config import Server
 
-_METHODS: Final = "GET, POST, OPTIONS"
+_METHODS: Final = "GET, POST, DELETE, OPTIONS"
 _HEADERS: Final = (
     "Authorization, Content-Encoding, Content-Type, Idempotency-Key, Last-Event-ID, X-API-Key, X-Request-Id"
 )
@@ -26,11 +26,13 @@ class Origins:
     def allow(self, origin: str) -> bool:
         return "*" in self.allowed or origin in self.allowed
 
+    def allow_page(self, origin: str | None, host: str | None) -> bool:
+        """Whether a page of ``origin`` may act on the server ``host``: one of ours, its own, or no browser at all."""
+        return not origin or self.allow(origin) or urlsplit(origin).netloc == host
+
     def allow_socket(self, origin: str | None, environ: Mapping[str, str]) -> bool:
-        """Whether a page of ``origin`` may open a socket: one of ours, the server's own, or no browser at all."""
-        if not origin or self.allow(origin):
-            return True
-        return urlsplit(origin).netloc == environ.get("HTTP_HOST")
+        """Whether a page of ``origin`` may open a socket."""
+        return self.allow_page(origin, environ.get("HTTP_HOST"))
 
     def mark(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Tell the browser that this origin may read the answer, streams too."""

@@ -31,6 +31,15 @@ class Component(Struct, frozen=True):
     lag: int | None = None
 
 
+class SafeMode(Struct, frozen=True):
+    """Why only proven plugins run: so many starts of the host have failed while these plugins were activating.
+    ``reason`` is null for callers who are no operator."""
+
+    failures: int
+    culprits: list[str]
+    reason: str | None = None
+
+
 class Figures(Struct, frozen=True, rename="camel"):
     """``averageProcessingTime``: milliseconds from a request's arrival to its acknowledgement."""
 
@@ -40,13 +49,14 @@ class Figures(Struct, frozen=True, rename="camel"):
 
 
 class Health(Struct, frozen=True):
-    """``metrics`` is null for a caller who has not authenticated."""
+    """``metrics`` is null for a caller who has not authenticated, ``safe_mode`` unless the host is in it."""
 
     success: bool
     status: Literal["healthy", "degraded"]
     uptime: float
     components: dict[str, Component]
     metrics: Figures | None
+    safe_mode: SafeMode | None = None
 
 
 class Operational(Struct, frozen=True):
@@ -76,10 +86,18 @@ async def health(_: web.Request, services: Services, identity: Identity) -> web.
         components[f"lane:{lane.name}"] = _component(lane, identity)
     for view in views:
         components[f"plugin:{view.name}"] = _component(view, identity)
-    troubled = any(part.status in _TROUBLE for part in components.values())
+    safe = _safe_mode(services, identity)
+    troubled = safe is not None or any(part.status in _TROUBLE for part in components.values())
     figures = await _figures(services, identity, lanes) if identity is not ANYBODY else None
     uptime = round((datetime.now(UTC) - services.started_at).total_seconds(), 1)
-    return reply(Health(True, "degraded" if troubled else "healthy", uptime, components, figures))
+    return reply(Health(True, "degraded" if troubled else "healthy", uptime, components, figures, safe))
+
+
+def _safe_mode(services: Services, identity: Identity) -> SafeMode | None:
+    safe = services.host.guard.safe_mode
+    if safe is None:
+        return None
+    return SafeMode(safe.failures, sorted(safe.culprits), safe.reason if identity.operator else None)
 
 
 def _component(part: LaneView | PluginView, identity: Identity) -> Component:

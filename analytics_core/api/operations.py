@@ -6,7 +6,7 @@ Routes, authorisation and the OpenAPI document are all made from the same list, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -14,9 +14,17 @@ from aiohttp import web
 from msgspec import Struct
 
 from analytics_core.api.auth import LOCAL, Authenticator, Identity
+from analytics_core.api.cors import Origins
 from analytics_core.api.services import Services
 from analytics_core.config import Role
-from analytics_core.errors import BodyTooLargeError, MalformedBodyError, ParameterError, UnsupportedTypeError, near
+from analytics_core.errors import (
+    BodyTooLargeError,
+    ForbiddenError,
+    MalformedBodyError,
+    ParameterError,
+    UnsupportedTypeError,
+    near,
+)
 from analytics_core.intake.decode import inflate
 
 T = TypeVar("T")
@@ -46,7 +54,7 @@ class Content(Struct, frozen=True):
 class Operation(Struct, frozen=True, kw_only=True):
     """One route. ``role`` is the least that a caller needs; ``none`` is open to everybody."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     handler: Handler
     role: Role | Literal["none"]
@@ -60,9 +68,14 @@ class Operation(Struct, frozen=True, kw_only=True):
     key_in_query: bool = False
 
 
-def bind(operation: Operation, services: Services, authenticator: Authenticator) -> AiohttpHandler:
-    """The aiohttp handler of an operation: who calls, may they, answer."""
+def bind(operation: Operation, services: Services, authenticator: Authenticator, origins: Origins) -> AiohttpHandler:
+    """The aiohttp handler of an operation: who calls, may they, answer.
+
+    Without authentication everybody on this machine may do everything, but not a page of somebody else's that the
+    operator's browser shows: that sends no credential with what it does.
+    """
     handler, role, in_query = operation.handler, operation.role, operation.key_in_query
+    acts = operation.method != "GET" and role == "operator"
 
     async def handle(request: web.Request) -> web.StreamResponse:
         identity = authenticator.caller(request, in_query=in_query, optional=role == "none")
@@ -70,6 +83,9 @@ def bind(operation: Operation, services: Services, authenticator: Authenticator)
         return await handler(request, services, identity)
 
     async def handle_local(request: web.Request) -> web.StreamResponse:
+        origin = request.headers.get("Origin")
+        if acts and not origins.allow_page(origin, request.headers.get("Host")):
+            raise ForbiddenError(f"a page of {origin}", "none", role)
         return await handler(request, services, LOCAL)  # who may do everything
 
     return handle if authenticator.enabled else handle_local
@@ -135,7 +151,7 @@ async def read_json(request: web.Request, services: Services, type_: type[T]) ->
         raise MalformedBodyError("its JSON is nested too deeply") from None
 
 
-def query_of(request: web.Request, known: Mapping[str, Any]) -> Mapping[str, str]:
+def query_of(request: web.Request, known: Collection[str]) -> Mapping[str, str]:
     """The query parameters. :raises ParameterError: for one that the operation does not know, or that is repeated."""
     query = request.query
     for name in query:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -13,7 +12,6 @@ from msgspec import Struct
 from analytics_core.api.auth import Identity
 from analytics_core.api.operations import Content, Operation, Parameter, read_json, reply
 from analytics_core.api.services import Services
-from analytics_core.host.reload import ReloadReceipt
 from analytics_core.lanes import LaneView
 
 
@@ -50,12 +48,6 @@ class PluginsReply(Struct, frozen=True):
     plugins: list[PluginRow]
 
 
-class ReloadsReply(Struct, frozen=True):
-    """The latest reloads of a plugin since the start of the host, the newest last."""
-
-    reloads: list[ReloadReceipt]
-
-
 class LanesReply(Struct, frozen=True):
     lanes: list[LaneRow]
 
@@ -77,14 +69,6 @@ def lane_rows(lanes: Iterable[LaneView], identity: Identity) -> list[LaneRow]:
     if not identity.operator:
         return [LaneRow(lane.name, lane.state, None, None, None, None) for lane in lanes]
     return [LaneRow(lane.name, lane.state, lane.position, lane.lag, lane.events, lane.reason) for lane in lanes]
-
-
-async def reload(request: web.Request, services: Services, _: Identity) -> web.Response:
-    return reply(await asyncio.to_thread(services.host.reload, request.match_info["name"]))
-
-
-async def reloads(request: web.Request, services: Services, _: Identity) -> web.Response:
-    return reply(ReloadsReply(services.host.receipts(request.match_info["name"])))
 
 
 async def lanes(_: web.Request, services: Services, identity: Identity) -> web.Response:
@@ -111,27 +95,6 @@ OPERATIONS: Final = (
         tag="plugins",
         summary="Every plugin with its state; for operators also the reason for it, its lag and its counts",
         replies={200: Content(PluginsReply)},
-    ),
-    Operation(
-        method="POST",
-        path="/api/v1/plugins/{name}/reload",
-        handler=reload,
-        role="operator",
-        tag="plugins",
-        summary="Make a new generation of a plugin and hand it the state; answered when it runs or is rolled back",
-        parameters=(Parameter("name", "a plugin that is to run", "path", required=True),),
-        replies={200: Content(ReloadReceipt, description="What became of it, as its outcome says")},
-        refusals=(404, 503),
-    ),
-    Operation(
-        method="GET",
-        path="/api/v1/plugins/{name}/reloads",
-        handler=reloads,
-        role="operator",
-        tag="plugins",
-        summary="The receipts of a plugin's latest reloads, since the start of the host",
-        parameters=(Parameter("name", "the plugin", "path", required=True),),
-        replies={200: Content(ReloadsReply)},
     ),
     Operation(
         method="GET",

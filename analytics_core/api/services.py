@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from analytics_core.config import Settings
+from analytics_core.host.caretaker import Caretaker
 from analytics_core.host.plugins import PluginHost
+from analytics_core.host.replays import Replays
 from analytics_core.intake import Intake
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.live_metrics import LiveMetrics
@@ -32,6 +34,8 @@ class Services:
     deployment: Deployment
     intake: Intake
     host: PluginHost
+    caretaker: Caretaker
+    replays: Replays
     lanes: Callable[[], Sequence[LaneView]]
     history: History
     metrics: MetricQueries

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from analytics_core.cli.options import data_option, key_option, manifests_option, settings, url_of
+from analytics_core.cli.options import address, data_option, key_option, manifests_option, settings, url_of
 from analytics_core.importing import ABSENT, FileImport, Summary, Wanted
 from analytics_core.importing import Progress as Record
 
@@ -102,7 +102,7 @@ def _show_mapping(opened: FileImport) -> None:
 
 def _run(opened: FileImport, told: dict[str, Any]) -> None:
     configured = settings(told["manifests"], data_dir=told["data_dir"])
-    url = (told["url"] or url_of(configured)).rstrip("/")
+    url = url_of(configured) if told["url"] is None else address(told["url"])
     console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),

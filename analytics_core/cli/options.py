@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
 from analytics_core.config import Settings, load_settings
+from analytics_core.errors import ConfigError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
@@ -64,6 +66,8 @@ def settings(
     data_dir: Path | None = None,
     insecure: bool | None = None,
     log_level: str | None = None,
+    locked: bool | None = None,
+    safe_mode: bool | None = None,
 ) -> Settings:
     """The settings of the manifests and the environment, with what was told on the command line over them.
 
@@ -75,6 +79,7 @@ def settings(
         server={"host": host, "port": port, "insecure": insecure},
         storage={"data_dir": data_dir},
         logging={"level": log_level},
+        plugins={"locked": locked, "safe_mode": safe_mode},
     )
 
 
@@ -82,3 +87,20 @@ def url_of(settings: Settings) -> str:
     """Where this machine reaches the configured server."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.server.host, settings.server.host)  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.server.port}"
+
+
+def address(url: str, where: str = "--url") -> str:
+    """``url`` without a slash at its end, when it is the address of a server.
+
+    :raises ConfigError: naming ``where`` when it is none: http or https, a host, at most a port and a path.
+    """
+    try:
+        parts = urlsplit(url)
+        parts.port, (parts.hostname or "").encode("idna")  # both refuse what is none
+        plain = url.isprintable() and " " not in url and parts.path.isascii() and "@" not in parts.netloc
+        good = parts.scheme in ("http", "https") and parts.hostname and plain and not (parts.query or parts.fragment)
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigError(where, f"{url!r} is no address of a server; valid is http://host:port")
+    return url.rstrip("/")

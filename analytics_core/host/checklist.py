@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import Distribution, EntryPoint, distributions
+from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -17,6 +17,7 @@ from analytics_core.host.judging import left_out
 from analytics_core.host.wheels import WheelError, unpack, wheel_of
 
 _ENTRY: Final = f'[project.entry-points."{GROUP}"]'
+_ENTRY_ADVICE: Final = f'add {_ENTRY} with name = "package:plugin.yaml"'
 
 
 class Check(Struct, frozen=True, kw_only=True):
@@ -39,11 +40,12 @@ def checklist(path: Path, seconds: float) -> list[Check]:
         site = home / "site"
         try:
             wheel = wheel_of(path, home / "built")
-            unpack(wheel.path, site)
+            dist = unpack(wheel.path, site)
         except WheelError as error:
             return [Check(ok=False, what="wheel", text=str(error), advice="mend the build; 'pip wheel .' shows it all")]
         first = Check(ok=True, what="wheel", text=f"{wheel.path.name}, {wheel.how}")
-        return [first, *(_placeless(check, site) for check in _of_site(site, seconds))]
+        project = path if path.is_dir() else None
+        return [first, *(_placeless(check, site) for check in _of_site(dist, site, project, seconds))]
 
 
 def _placeless(check: Check, site: Path) -> Check:
@@ -52,9 +54,14 @@ def _placeless(check: Check, site: Path) -> Check:
     return Check(ok=check.ok, what=check.what, **texts)
 
 
-def _of_site(site: Path, seconds: float) -> Iterator[Check]:
-    (dist,) = distributions(path=[str(site)])
-    entries = list(dist.entry_points.select(group=GROUP))
+def _of_site(dist: Distribution, site: Path, project: Path | None, seconds: float) -> Iterator[Check]:
+    """The points about ``dist``, alone in ``site`` and built of ``project``, whose other files do not count."""
+    try:
+        entries = list(dist.entry_points.select(group=GROUP))
+    except (TypeError, ValueError) as error:  # not UTF-8, or a line without '='
+        text = f"entry_points.txt cannot be read: {error}"
+        yield Check(ok=False, what="entry point", text=text, advice=_ENTRY_ADVICE)
+        return
     if not entries:
         yield _no_entry(dist)
         return
@@ -62,7 +69,11 @@ def _of_site(site: Path, seconds: float) -> Iterator[Check]:
     yield Check(ok=True, what="entry point", text=named)
     found = {one.name: one for one in discover([str(site)])}
     for entry in entries:
-        yield from _of_plugin(entry, found[entry.name], site, seconds)
+        if entry.name in found:
+            yield from _of_plugin(entry, found[entry.name], site, project, seconds)
+        else:
+            text = f"the host does not take {dist.metadata['Name']} {dist.version} for an installed distribution"
+            yield Check(ok=False, what="entry point", text=text, advice="mend its name, version and .dist-info folder")
     yield from _of_package(dist, found)
 
 
@@ -70,10 +81,10 @@ def _no_entry(dist: Distribution) -> Check:
     groups = {entry.group for entry in dist.entry_points}
     meant = next((group for group in sorted(groups) if near(group, [GROUP]).startswith("; did")), "")
     text = f"the group is {meant!r}, not {GROUP!r}" if meant else f"none in the group {GROUP!r}"
-    return Check(ok=False, what="entry point", text=text, advice=f'add {_ENTRY} with name = "package:plugin.yaml"')
+    return Check(ok=False, what="entry point", text=text, advice=_ENTRY_ADVICE)
 
 
-def _of_plugin(entry: EntryPoint, found: Found, site: Path, seconds: float) -> Iterator[Check]:
+def _of_plugin(entry: EntryPoint, found: Found, site: Path, project: Path | None, seconds: float) -> Iterator[Check]:
     """The points about one plugin, in the order in which an author would mend them."""
     package, _, file = (part.strip() for part in entry.value.partition(":"))
     if not file or found.directory == Path() or not found.directory.is_dir():
@@ -96,11 +107,11 @@ def _of_plugin(entry: EntryPoint, found: Found, site: Path, seconds: float) -> I
         yield Check(ok=False, what="entry", text=f"there is no module {module!r}", advice=right)
         return
     yield Check(ok=True, what="entry", text=f"{module}:{name}")
-    yield _of_code(found, site, seconds)
+    yield _of_code(found, site, project, seconds)
 
 
-def _of_code(found: Found, site: Path, seconds: float) -> Check:
-    seen = examine(found, None, path=[str(site)], seconds=seconds)
+def _of_code(found: Found, site: Path, project: Path | None, seconds: float) -> Check:
+    seen = examine(found, None, path=[str(site)], without=project, seconds=seconds)
     if not seen.problems:
         took = seen.seconds.get("import", 0.0)
         return Check(ok=True, what="hooks", text=f"loaded in {took:.2f} s; they fit the specification and plugin.yaml")

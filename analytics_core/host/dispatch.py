@@ -32,10 +32,12 @@ def is_interrupt(error: BaseException) -> bool:
 
 
 class Instance:
-    """One object of a plugin's class. ``hooks`` are those that it implements; calling another one gives None."""
+    """One object of a plugin's class, its ``target``. ``hooks`` are those that it implements; calling another one gives
+    None."""
 
     def __init__(self, plugin: str, target: object, hooks: frozenset[str]) -> None:
         self.plugin = plugin
+        self.target = target
         self.hooks = hooks
         self._registry = pluggy.PluginManager(PROJECT)
         self._registry.add_hookspecs(Hooks)

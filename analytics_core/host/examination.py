@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
@@ -19,8 +18,8 @@ import msgspec
 from msgspec import Struct
 
 from analytics_core.errors import PluginSettingsError
+from analytics_core.host.children import end_group, ending, environment
 from analytics_core.host.discovery import Found
-from analytics_core.host.process import environment as worker_environment
 from analytics_core.host.selection import Choice
 from analytics_core.manifest import Deployment, PluginSettingsManifest, checked_settings
 
@@ -28,7 +27,10 @@ Step = Literal["installation", "settings", "import", "hooks", "setup", "teardown
 SECONDS: Final = 60.0
 _GRACE: Final = 5.0
 """Seconds beyond the limit before the process is killed from outside: it ends itself, and says where it hangs."""
+_READ_SECONDS: Final = 1.0
+"""How long the end of the output is waited for: a process in a session of its own may hold it open for ever."""
 _MOST_OUTPUT: Final = 20_000
+"""Bytes that are kept of what the code prints: the last ones."""
 _FAULTS: Final[frozenset[str]] = frozenset({"invalid", "incompatible", "blocked", "unresolved"})
 """States of a choice that are a problem of its own, besides what the code does."""
 
@@ -82,6 +84,8 @@ class Order(Struct, frozen=True, kw_only=True):
     others: dict[str, str]
     path: list[str]
     """Goes before ``sys.path``."""
+    without: str
+    """A folder that is taken off ``sys.path`` with all in it but the environment's own, or empty."""
     seconds: float
 
 
@@ -115,56 +119,81 @@ def examine(
     *,
     others: dict[str, str] | None = None,
     path: Sequence[str] = (),
+    without: Path | None = None,
     seconds: float = SECONDS,
 ) -> Examination:
     """Load the code of ``found`` as the host does, in a process of its own; with ``settings`` also set it up.
 
-    The process is ended after ``seconds``, together with whatever it has started.
+    ``path`` goes before ``sys.path``, from which all of the folder ``without`` is taken off. Once it has read what to
+    do, the process ends itself after ``seconds``. Whatever it does, it is killed `_GRACE` later, or when the caller is
+    interrupted, together with what it has started, except in a session of its own.
     """
-    order = Order(found=found, settings=settings, others=others or {}, path=list(path), seconds=seconds)
+    order = Order(
+        found=found,
+        settings=settings,
+        others=others or {},
+        path=list(path),
+        without=str(without.resolve()) if without is not None else "",
+        seconds=seconds,
+    )
     with TemporaryDirectory(prefix="examination-") as folder:
         home = Path(folder)
-        (home / "order").write_bytes(msgspec.json.encode(order, enc_hook=str))
-        how, children = _run(home, seconds + _GRACE)
-        return _read(home, found, how, children, seconds)
+        return _read(home, found, _run(home, msgspec.json.encode(order, enc_hook=str), seconds + _GRACE), seconds)
 
 
-def _run(home: Path, seconds: float) -> tuple[str, bool]:
-    """How the process ended, and whether it left processes of its own behind."""
-    with (home / "output").open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter and the host's own module
-            [sys.executable, "-m", "analytics_core.host.examiner", str(home)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=worker_environment(),
-            start_new_session=True,
-        )
-    try:
-        code = process.wait(seconds)
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        how = f"it did not end within {seconds:g} s"
-    children = False
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-        children = True
-    return how, children
+class _Ended(Struct, frozen=True):
+    """What is known of the process from outside; ``children``: it left processes of its own behind."""
+
+    how: str
+    children: bool
+    printed: str
 
 
-def _read(home: Path, found: Found, how: str, children: bool, seconds: float) -> Examination:
+def _run(home: Path, order: bytes, seconds: float) -> _Ended:
+    """One process from its start to its end; ``order``, which may hold secrets, goes in by its standard input."""
+    reading, writing = os.pipe()
+    kept = bytearray()
+    reader = threading.Thread(target=_keep_last, args=(reading, kept), name="examined-output", daemon=True)
+    with subprocess.Popen(  # noqa: S603 - this interpreter and the host's own module
+        [sys.executable, "-P", "-m", "analytics_core.host.examiner", str(home)],
+        stdin=subprocess.PIPE,
+        stdout=writing,
+        stderr=subprocess.STDOUT,
+        env=environment(),
+        start_new_session=True,
+    ) as process:
+        os.close(writing)
+        try:
+            reader.start()
+            process.communicate(order, seconds)
+            how = ending(process.returncode)
+        except subprocess.TimeoutExpired:
+            how = f"it did not end within {seconds:g} s"
+        finally:
+            children = end_group(process)
+    reader.join(_READ_SECONDS)
+    return _Ended(how, children, kept.decode("utf-8", "replace").strip())
+
+
+def _keep_last(descriptor: int, kept: bytearray) -> None:
+    """Read to the end, which comes when the last process has closed its side, and keep the end of it."""
+    with open(descriptor, "rb", buffering=0) as output:
+        while block := output.read(65_536):
+            kept += block
+            del kept[:-_MOST_OUTPUT]
+
+
+def _read(home: Path, found: Found, ended: _Ended, seconds: float) -> Examination:
     report = home / "report"
     seen = Examination(plugin=found.name, version=found.version, doing="import")
     if report.exists():
         seen = msgspec.json.decode(report.read_bytes(), type=Examination)
-    seen.printed = (home / "output").read_bytes()[-_MOST_OUTPUT:].decode("utf-8", "replace").strip()
+    seen.printed = ended.printed
     if seen.doing:
         trace = (home / "trace").read_text("utf-8", "replace").strip() if (home / "trace").exists() else ""
         hung = trace.startswith("Timeout")
-        text = f"did not end within {seconds:g} s" if hung else f"the process ended: {how}"
+        text = f"did not end within {seconds:g} s" if hung else f"the process ended: {ended.how}"
         seen.problems.append(Problem(seen.doing, text, trace))
-    if children:
+    if ended.children:
         seen.left.append("a process that it started")
     return seen

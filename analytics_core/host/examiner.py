@@ -1,7 +1,7 @@
 """What `analytics_core.host.examination` runs: ``python -m analytics_core.host.examiner FOLDER``.
 
-FOLDER holds the ``order``; ``report`` is written anew at every step, so that it is there whatever the plugin does, and
-``trace`` gets the stacks of all threads when the interpreter crashes or the time is over.
+The order comes by the standard input. In FOLDER ``report`` is written anew at every step, so that it is there whatever
+the plugin does, and ``trace`` gets the stacks of all threads when the interpreter crashes or the time is over.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Examiner:
 
     def _write(self) -> None:
         draft = self._home / "report.draft"
-        draft.write_bytes(msgspec.json.encode(self._seen))
+        draft.write_bytes(msgspec.json.encode(_encodable(msgspec.to_builtins(self._seen))))
         draft.replace(self._home / "report")
 
 
@@ -149,6 +149,18 @@ class ImportCosts:
             self.seconds[top] = self.seconds.get(top, 0.0) + time.perf_counter() - began
 
 
+def _encodable(value: Any) -> Any:
+    """``value`` with lone surrogates, which a plugin's texts may hold and UTF-8 cannot, written out (``\\udc80``)."""
+    match value:
+        case str():
+            return value.encode("utf-8", "backslashreplace").decode()
+        case list():
+            return [_encodable(each) for each in value]
+        case dict():
+            return {key: _encodable(each) for key, each in value.items()}
+    return value
+
+
 def _threads_left(before: set[threading.Thread]) -> list[str]:
     deadline = time.monotonic() + _SETTLE_SECONDS
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
@@ -171,9 +183,15 @@ def _files_left(before: dict[str, str]) -> list[str]:
     return sorted(f"open file {target}" for name, target in _open_files().items() if before.get(name) != target)
 
 
+def _is_left_out(entry: str, folder: str) -> bool:
+    """Whether ``entry`` of ``sys.path`` is ``folder`` or inside it; the environment may be inside it and stays."""
+    path = Path(entry).resolve()
+    return bool(folder) and path.is_relative_to(folder) and not path.is_relative_to(Path(sys.prefix).resolve())
+
+
 def main(home: Path) -> None:
-    order = msgspec.json.decode((home / "order").read_bytes(), type=Order, dec_hook=lambda kind, text: kind(text))
-    sys.path[:0] = order.path
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order, dec_hook=lambda kind, text: kind(text))
+    sys.path[:] = [*order.path, *(entry for entry in sys.path if not _is_left_out(entry, order.without))]
     logging.basicConfig(level=logging.WARNING)
     with (home / "trace").open("w", encoding="utf-8") as trace:
         faulthandler.enable(trace)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,15 +15,11 @@ import msgspec
 import structlog
 
 from analytics_core.errors import HookTimeoutError, TrimmedError, WorkerDiedError
+from analytics_core.host.children import ending, environment
 from analytics_core.host.connection import Connection
 from analytics_core.host.wire import BadFrameError, Channel, Failure, Trusted, decode
 from analytics_core.lanes.fold import Backlog, Step, read_backlog
 from analytics_core.state import Checkpoint
-
-_SECRETS: Final = frozenset(
-    {"API_KEYS", "JWT_SECRET", "MONGODB_URI", "MONGODB_URL", "REDIS_PASSWORD", "REDIS_URL", "DATABASE_URL"}
-)
-"""The host's own secrets, which a plugin's process does not inherit."""
 
 _LINE: Final = 16_384
 
@@ -133,11 +128,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self.kill("it closed its connection and went on running")
             code = self._process.wait()
-        if self._why:
-            return self._why
-        if code < 0:
-            return f"killed by {signal.Signals(-code).name}"
-        return f"exit code {code}"
+        return self._why or ending(code)
 
     def anonymous_bytes(self) -> int | None:
         """Memory of its own, without mapped files such as the log; None where the system does not tell."""
@@ -234,12 +225,6 @@ class ProcessFold:
 def spec_of(reader: Any) -> Trusted:
     """What opens the same reader in a worker: anything picklable with ``open()``, from the reader's ``to_spec()``."""
     return Trusted(reader.to_spec())
-
-
-def environment() -> dict[str, str]:
-    """What a process that runs a plugin's code inherits: the host's modules, and none of its secrets."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-    return {**inherited, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
 
 
 def _status(pid: int, field: str) -> int | None:

@@ -17,7 +17,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Reloader:
-    """Refreshes ``host`` when something has changed. `start` and `stop` frame it; neither is for the event loop.
+    """Refreshes ``host`` when something has changed. `start` and `stop` frame the watching; `look` needs neither. None
+    of them is for the event loop.
 
     A manifest that cannot be read changes nothing and is named in the log. Of the deployment only plugin-settings are
     applied; a change of another kind is said to need a restart.
@@ -42,10 +43,14 @@ class Reloader:
     def start(self) -> None:
         self._watcher.watch(self._host.places())
         self._watcher.start()
-        self._changed(frozenset({"manifests"}))  # what came between the host's look and the watcher's first
+        self.look()  # what came between the host's look and the watcher's first
 
     def stop(self, timeout: float = 10.0) -> None:
         self._watcher.stop(timeout)
+
+    def look(self) -> None:
+        """Read the manifests and refresh now. Returns when each change has begun."""
+        self._changed(frozenset({"manifests"}))
 
     def _changed(self, reasons: frozenset[Reason]) -> None:
         with self._looking:

@@ -6,14 +6,16 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import PackageNotFoundError, version
+import zlib
+from importlib.metadata import Distribution, PackageNotFoundError, PathDistribution, version
 from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 
 from analytics_core.errors import AnalyticsError
+from analytics_core.host.children import end_group, ending, without_secrets
 
 _SECONDS: Final = 600.0
 _SHOWN: Final = 15
@@ -50,29 +52,59 @@ def wheel_of(path: Path, folder: Path) -> Wheel:
 
 
 def _build(project: Path, folder: Path, *, isolated: bool) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "wheel", "--no-deps", "--no-input", "--disable-pip-version-check"]
     command += [] if isolated else ["--no-build-isolation"]
     source = str(project.resolve())  # a bare name would be looked up in the package index
-    try:
-        done = subprocess.run(  # noqa: S603 - pip of this interpreter
-            [*command, "--wheel-dir", str(folder), source], capture_output=True, text=True, timeout=_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise WheelError(f"pip did not end within {_SECONDS:g} s") from error
-    if done.returncode:
-        last = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-_SHOWN:])
-        raise WheelError(f"pip wheel ended with exit code {done.returncode}; its last lines:\n{last}")
+    with subprocess.Popen(  # noqa: S603 - pip of this interpreter
+        [*command, "--wheel-dir", str(folder), source],
+        env=without_secrets(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            said, complained = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise WheelError(f"pip did not end within {_SECONDS:g} s") from error
+        finally:
+            end_group(process)
+    if process.returncode:
+        last = "\n".join((complained.strip() or said.strip()).splitlines()[-_SHOWN:])
+        raise WheelError(f"pip wheel ended with {ending(process.returncode)}; its last lines:\n{last}")
 
 
-def unpack(wheel: Path, folder: Path) -> None:
-    """:raises WheelError: for a file that is no wheel."""
+def unpack(wheel: Path, folder: Path) -> Distribution:
+    """The distribution that ``wheel`` holds, unpacked into ``folder``.
+
+    :raises WheelError: for a file that is no wheel of one distribution.
+    """
     try:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(folder)
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise WheelError(f"{wheel.name} is no wheel: {error}") from error
-    if not list(folder.glob("*.dist-info/METADATA")):
+    infos = sorted(folder.glob("*.dist-info"))
+    if len(infos) > 1:
+        raise WheelError(f"{wheel.name} is no wheel: it has {' and '.join(info.name for info in infos)}")
+    if not infos or not (infos[0] / "METADATA").is_file():
         raise WheelError(f"{wheel.name} is no wheel: it has no .dist-info/METADATA")
+    dist = PathDistribution(infos[0])
+    if problem := _metadata_problem(dist):
+        raise WheelError(f"{infos[0].name}/METADATA {problem}")
+    return dist
+
+
+def _metadata_problem(dist: Distribution) -> str:
+    """Why the host would not take ``METADATA`` for that of a distribution; empty when it does."""
+    try:
+        metadata = dist.metadata
+    except ValueError as error:
+        return f"cannot be read: {error}"
+    missing = [key for key in ("Name", "Version") if key not in metadata or not metadata[key]]
+    return f"has no {' and no '.join(missing)}" if missing else ""
 
 
 def _requires(pyproject: Path) -> list[str]:
@@ -84,7 +116,13 @@ def _requires(pyproject: Path) -> list[str]:
         told: dict[str, Any] = tomllib.loads(pyproject.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise WheelError(f"{pyproject.name} cannot be read: {error}") from error
-    return list(told.get("build-system", {}).get("requires", _DEFAULT_REQUIRES))
+    system = told.get("build-system", {})
+    if not isinstance(system, dict):
+        raise WheelError(f"{pyproject.name}: build-system: {system!r} is not valid; valid is a table [build-system]")
+    requires = system.get("requires", list(_DEFAULT_REQUIRES))
+    if not isinstance(requires, list) or not all(isinstance(text, str) for text in requires):
+        raise WheelError(f"{pyproject.name}: build-system.requires: {requires!r} is not valid; valid is a list of text")
+    return requires
 
 
 def _is_met(text: str) -> bool:
@@ -94,5 +132,5 @@ def _is_met(text: str) -> bool:
         if requirement.marker is not None and not requirement.marker.evaluate():
             return True
         return requirement.specifier.contains(version(requirement.name), prereleases=True)
-    except (InvalidRequirement, PackageNotFoundError):
+    except (PackageNotFoundError, ValueError):  # not installed, or nothing that can be compared
         return False

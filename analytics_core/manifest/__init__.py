@@ -22,10 +22,12 @@ from analytics_core.manifest.models import (
 )
 from analytics_core.manifest.package import checked_settings, read_plugin
 from analytics_core.manifest.schemas import schema_of, schemas
+from analytics_core.manifest.secrets import MASK, masked
 from analytics_core.manifest.source import Document, Source, read_documents
 
 __all__ = [
     "KINDS",
+    "MASK",
     "TENANT",
     "AnalysisManifest",
     "ChannelManifest",
@@ -47,6 +49,7 @@ __all__ = [
     "checked_settings",
     "fit",
     "fit_schema",
+    "masked",
     "read_deployment",
     "read_documents",
     "read_file",

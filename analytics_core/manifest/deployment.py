@@ -56,7 +56,7 @@ def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
     """
     holders: dict[tuple[str, str], str] = {}
     found: dict[str, dict[str, Any]] = {"host": {}, "metric": {}, "plugin-settings": {}, "tenant": {}}
-    for path in _files(directory):
+    for path in manifest_files(directory):
         for document in read_documents(path, environ):
             manifest = _manifest(document)
             kind = document.values["kind"]
@@ -74,7 +74,8 @@ def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
     return Deployment(found["host"].get("", {}), found["metric"], found["plugin-settings"], found["tenant"])
 
 
-def _files(directory: Path) -> list[Path]:
+def manifest_files(directory: Path) -> list[Path]:
+    """The files that `read_deployment` reads, sorted. :raises ManifestError: when ``directory`` is a file."""
     if directory.exists() and not directory.is_dir():
         raise ManifestError(directory, "", "is no directory; name the one that holds the manifests")
     found = [*directory.rglob("*.yaml"), *directory.rglob("*.yml")]

@@ -90,6 +90,11 @@ def read_documents(path: Path, environ: Mapping[str, str] | None) -> list[Docume
         raise ManifestError(path, "", f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ManifestError(path, "", f"is not UTF-8 text: byte {error.start} cannot be decoded") from error
+    return parse_documents(text, path, environ)
+
+
+def parse_documents(text: str, path: Path, environ: Mapping[str, str] | None) -> list[Document]:
+    """As `read_documents`, of a file that has, or is to have, this ``text``."""
     loader = _Loader(text)
     documents = []
     try:

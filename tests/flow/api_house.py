@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket as sockets
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,12 +21,18 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import ApiKey, Auth, Settings
 from analytics_core.errors import HookFailedError, NotFoundError
 from analytics_core.events import Event
-from analytics_core.host.reload import ReloadReceipt
+from analytics_core.host.change import ReloadReceipt
+from analytics_core.host.examination import Examination
+from analytics_core.host.explanation import Explanation
+from analytics_core.host.inspection import Inspection
+from analytics_core.host.replay import ReplayState, ReplayView
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.maintenance import HeldRetention
 from analytics_core.live import Live
 from analytics_core.manifest import Deployment, TenantManifest
+from analytics_core.manifest.switching import Switched
 from analytics_core.records import Message, Outcome, Reply, Request
+from analytics_core.state.side import Difference
 
 KEYS = (
     ApiKey("acme-writer", "acme", "writer"),
@@ -54,6 +60,7 @@ class StandIns:
     taken: asyncio.Event = field(default_factory=asyncio.Event)
     held: list[HeldRetention] = field(default_factory=list)
     confirmed: int = 0
+    guard: Any = field(default_factory=lambda: SimpleNamespace(safe_mode=None))
 
     def _ask(self, *what: Any) -> None:
         self.asked.append(what)
@@ -108,6 +115,25 @@ class StandIns:
     def receipts(self, name: str) -> list[ReloadReceipt]:
         at = datetime(2025, 1, 1, tzinfo=UTC)
         return [ReloadReceipt(name, 1, 2, "active", "", at, {"load": 0.01}, 0.002, 7)]
+
+    # caretaker
+
+    def why(self, name: str) -> Explanation:
+        return Explanation(name=name, runs=True, state=self.state, reason="", source="host")
+
+    def inspect(self, name: str) -> tuple[Inspection, Any]:
+        places = dict.fromkeys(("distribution", "package", "directory", "manifest_file"), "")
+        return Inspection(name=name, version="1.0", state=self.state, reason="", **places), self.views()[0]
+
+    def switch(self, name: str, enabled: bool, *, by: str, reason: str = "") -> tuple[Switched, Any]:
+        self._ask("switch", name, enabled, by, reason)
+        return Switched(name, enabled, True, "plugins.yaml"), self.views()[0]
+
+    def examine(self, names: Sequence[str], seconds: float) -> list[Examination]:
+        self._ask("examine", names, seconds)
+        return [Examination(plugin="user-behavior")]
+
+    # foreign protocols
 
     def route(self, method: str, path: str) -> str | None:
         return "foreign" if (method, path) == ("POST", "/foreign/track") else None
@@ -171,6 +197,46 @@ class StandIns:
         return {"intake_accepted": 7, "dedup_reached": 5, "commit_seconds": 0.25}
 
 
+class StandInReplays:
+    """The replays behind the API: one of ``user-behavior`` that is always there."""
+
+    def __init__(self, behind: StandIns) -> None:
+        self._behind = behind
+
+    def begin(self, plugin: str, since: datetime | None) -> ReplayView:
+        self._behind._ask("begin", plugin, since)
+        return self.view(plugin, "acme-1")
+
+    def of(self, plugin: str) -> list[ReplayView]:
+        return [self.view(plugin, "acme-1")]
+
+    def view(self, plugin: str, id_: str, state: ReplayState = "ready") -> ReplayView:
+        if id_ != "acme-1":
+            raise NotFoundError(f"replay of {plugin!r}", id_, ["acme-1"])
+        return ReplayView(
+            id=id_,
+            plugin=plugin,
+            state=state,
+            reason="",
+            generation=2,
+            since=None,
+            kept_from=datetime(2025, 1, 1, tzinfo=UTC),
+            started_at=datetime(2025, 1, 2, tzinfo=UTC),
+            events=7,
+            position=9,
+            progress=1.0,
+            difference=Difference(position=9, equal=True, counts=[], sample=[]),
+        )
+
+    def switch(self, plugin: str, id_: str) -> ReplayView:
+        self._behind._ask("switch to", plugin, id_)
+        return self.view(plugin, id_, "switched")
+
+    def discard(self, plugin: str, id_: str) -> ReplayView:
+        self._behind._ask("discard", plugin, id_)
+        return self.view(plugin, id_, "discarded")
+
+
 class SimpleView(msgspec.Struct):
     name: str
     version: str
@@ -222,7 +288,12 @@ class House:
 
 
 @asynccontextmanager
-async def opened(settings: Settings = Settings(), *, read_buffer: int | None = None) -> AsyncIterator[House]:  # noqa: B008
+async def opened(
+    settings: Settings = Settings(),  # noqa: B008
+    *,
+    read_buffer: int | None = None,
+    caretaker: Callable[[StandIns], Any] = lambda behind: behind,
+) -> AsyncIterator[House]:
     """``read_buffer`` makes the server's socket buffers small, so that a client that does not read is noticed."""
     behind, bus = StandIns(), MemoryBus(asyncio.get_running_loop())
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
@@ -231,6 +302,8 @@ async def opened(settings: Settings = Settings(), *, read_buffer: int | None = N
         deployment=DEPLOYMENT,
         intake=behind,
         host=behind,
+        caretaker=caretaker(behind),
+        replays=StandInReplays(behind),
         lanes=behind.lanes,
         history=behind,
         metrics=behind,

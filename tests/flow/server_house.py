@@ -144,8 +144,9 @@ class ServerHouse:
         return "\n".join(self.output().splitlines()[-15:])
 
     def logged(self, event: str) -> list[dict[str, Any]]:
-        """The log lines of one kind since the last start."""
-        lines = (json.loads(line) for line in self.output().splitlines() if line.startswith("{"))
+        """The log lines of one kind since the last start; not one that is still being written."""
+        whole = (line for line in self.output().splitlines(keepends=True) if line.endswith("\n"))
+        lines = (json.loads(line) for line in whole if line.startswith("{"))
         return [line for line in lines if line.get("event") == event]
 
     def _launch(self, *options: str) -> subprocess.Popen[bytes]:

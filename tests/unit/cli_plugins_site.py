@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -72,3 +76,32 @@ class Site:
     def json(self, command: str, *arguments: str, **environ: str) -> Any:
         """What the command says with ``--json``."""
         return json.loads(self.run(command, *arguments, "--json", **environ).stdout)
+
+
+@contextmanager
+def answering(reply: Callable[[str, dict[str, str]], tuple[int, bytes]]) -> Iterator[str]:
+    """The port of a server that answers a request line, such as ``GET /path``, and its headers with a status and a
+    body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            status, body = reply(f"{self.command} {self.path}", dict(self.headers))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = answer  # noqa: N815 - the names that http.server looks for
+
+        def log_message(self, *arguments: Any) -> None:
+            """Keep the test's output clean."""
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield str(running.server_port)
+    finally:
+        running.shutdown()
+        running.server_close()
+        thread.join()

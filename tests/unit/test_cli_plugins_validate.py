@@ -1,9 +1,14 @@
-"""`plugins validate` and the names that `plugins new` takes: each point of the checklist, one fault at a time."""
+"""`plugins validate`: each point of the checklist, one fault at a time."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.main, ["plugins", *arguments])
 
 
-def wheel(folder: Path, changes: dict[str, str | None]) -> Path:
+def wheel(folder: Path, changes: Mapping[str, str | bytes | None]) -> Path:
     """The good wheel with files changed, or left out."""
     path = folder / "acme_shop-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -146,42 +151,136 @@ def test_a_build_that_fails_shows_the_end_of_what_pip_says(tmp_path: Path) -> No
     assert "pip wheel ended with exit code 1" in check["text"]
 
 
-# --- the names of new plugins
+TWO_INFOS = {"other-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: other\nVersion: 1.0\n"}
 
 
 @pytest.mark.parametrize(
-    ("name", "problem"),
+    ("changes", "what", "text"),
     [
-        ("CheckoutWatch", "did you mean 'checkout-watch'?"),
-        ("checkout_watch", "did you mean 'checkout-watch'?"),
-        ("1st", "did you mean 'st'?"),
-        ("a--b", "did you mean 'a-b'?"),
-        ("shop-", "valid are small letters, digits and single dashes"),
-        ("a" * 65, "longer than 64 characters"),
-        ("json", "Python has a word or module 'json'"),
-        ("class", "Python has a word or module 'class'"),
-        ("analytics-core", "Python has a word or module 'analytics_core'"),
+        ({METADATA: None}, "wheel", "is no wheel: it has no .dist-info/METADATA"),
+        (TWO_INFOS, "wheel", "is no wheel: it has acme_shop-1.0.dist-info and other-1.0.dist-info"),
+        ({METADATA: "Metadata-Version: 2.1\n"}, "wheel", "METADATA has no Name and no Version"),
+        ({METADATA: "Metadata-Version: 2.1\nName: acme-shop\nVersion:\n"}, "wheel", "METADATA has no Version"),
+        ({METADATA: b"Name: \xff\n"}, "wheel", "METADATA cannot be read: 'utf-8' codec"),
+        ({ENTRY: b"[analytics_core.plugins]\n\xff = a:b\n"}, "entry point", "cannot be read: 'utf-8' codec"),
+        ({ENTRY: "[analytics_core.plugins]\nshop\n"}, "entry point", "entry_points.txt cannot be read: "),
     ],
 )
-def test_a_bad_name_is_refused_with_what_is_valid(tmp_path: Path, name: str, problem: str) -> None:
-    result = run("new", name, "--folder", str(tmp_path / "made"))
-    assert result.exit_code == 2
-    assert problem in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "made").exists()
+def test_a_malformed_wheel_is_a_point_and_no_traceback(
+    tmp_path: Path, changes: dict[str, str | bytes | None], what: str, text: str
+) -> None:
+    path = wheel(tmp_path, changes)
+    shown = run("validate", str(path))
+    assert (shown.exit_code, type(shown.exception)) == (1, SystemExit)
+    (fault,) = [check for check in checks(path) if check["ok"] is False]
+    assert fault["what"] == what
+    assert text in fault["text"]
 
 
-def test_an_unknown_hook_is_refused(tmp_path: Path) -> None:
-    result = run("new", "shop-watch", "--folder", str(tmp_path / "made"), "--hook", "proces")
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "analytics: the template has no hook 'proces'; did you mean 'process'?\n",
+def test_an_egg_info_beside_the_distribution_is_no_second_one(tmp_path: Path) -> None:
+    path = wheel(tmp_path, {"acme_shop.egg-info/PKG-INFO": "Metadata-Version: 2.1\nName: acme-shop\nVersion: 1.0\n"})
+    assert [check["ok"] for check in checks(path)] == [True] * len(ALL)
+
+
+@pytest.mark.parametrize("at", ["content", "flags", "end"])
+def test_a_damaged_archive_is_no_wheel(tmp_path: Path, at: str) -> None:
+    path = tmp_path / "acme_shop-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("shop/data.bin", os.urandom(64) * 400)
+    content = bytearray(path.read_bytes())
+    if at == "content":
+        content[60:90] = b"\xff" * 30
+    elif at == "flags":  # says that it is encrypted
+        content[6] |= 1
+        content[content.index(b"PK\x01\x02") + 8] |= 1
+    else:
+        del content[-30:]
+    path.write_bytes(content)
+    (fault,) = checks(path)
+    assert (fault["what"], fault["ok"]) == ("wheel", False)
+    assert "acme_shop-1.0-py3-none-any.whl is no wheel: " in fault["text"]
+
+
+@pytest.mark.parametrize(
+    ("pyproject", "text"),
+    [
+        ("[build-system", "pyproject.toml cannot be read: "),
+        ("build-system = 1\n", "build-system: 1 is not valid; valid is a table [build-system]"),
+        (
+            "[build-system]\nrequires = 'hatchling'\n",
+            "build-system.requires: 'hatchling' is not valid; valid is a list",
+        ),
+        ("[build-system]\nrequires = [1]\n", "build-system.requires: [1] is not valid; valid is a list"),
+    ],
+)
+def test_a_project_that_says_nonsense_about_its_build_is_a_point(tmp_path: Path, pyproject: str, text: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(pyproject)
+    (fault,) = checks(tmp_path)
+    assert (fault["what"], fault["ok"]) == ("wheel", False)
+    assert text in fault["text"]
+
+
+# --- the build, by a backend of the project's own
+
+
+def project(folder: Path, backend: str) -> Path:
+    """A project whose build is ``backend``: it needs no package."""
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+        '[project]\nname = "acme-shop"\nversion = "1.0"\n'
     )
+    (folder / "backend.py").write_text(backend)
+    return folder
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "kept.txt").write_text("mine")
-    result = run("new", "shop-watch", "--folder", str(tmp_path))
-    assert result.exit_code == 2
-    assert "is there and not empty; nothing was written" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
+def test_the_build_sees_no_secret_and_no_module_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = project(tmp_path / "shop", "import os\nraise SystemExit(f'SEEN {sorted(os.environ)}')")
+    (tmp_path / "pip.py").write_text("raise SystemExit('the wrong module')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
+    for name in ("API_KEYS", "ANALYTICS_API_KEY", "REDIS_PASSWORD"):
+        monkeypatch.setenv(name, "s3cret")
+    (fault,) = checks(made)
+    assert "SEEN ['" in fault["text"]
+    assert "'PYTHONPATH'" in fault["text"]
+    assert "API_KEY" not in fault["text"]
+    assert "REDIS_PASSWORD" not in fault["text"]
+
+
+def test_an_interrupted_build_ends_with_all_its_processes(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    backend = f"import time\ntold = open({str(told)!r}, 'w')\nprint('here', file=told, flush=True)\n"
+    made = project(tmp_path / "shop", f"{backend}time.sleep(5)\nprint('survived', file=told, flush=True)")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    validate = subprocess.Popen(
+        [sys.executable, "-m", "analytics_core.cli", "plugins", "validate", str(made)],
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    with told.open() as lines:
+        assert lines.readline() == "here\n"
+        validate.send_signal(signal.SIGTERM)
+        assert lines.read() == "", "until the last process that has it open is gone"
+    assert validate.wait(20) == 128 + signal.SIGTERM
+    assert [path for path in temporary.iterdir() if path.name.startswith("wheel-")] == []
+
+
+def test_what_the_wheel_lacks_is_not_taken_from_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor from a ``src`` folder of it that an editable install has put on the path."""
+    copies = "".join(f"    archive.writestr({name!r}, {text!r})\n" for name, text in FILES.items())
+    backend = (
+        "import zipfile\ndef build_wheel(folder, *_):\n  name = 'acme_shop-1.0-py3-none-any.whl'\n"
+        f"  with zipfile.ZipFile(f'{{folder}}/{{name}}', 'w') as archive:\n{copies}  return name\n"
+    ).replace("import hookimpl\\n", "import hookimpl\\nimport left_out\\n")
+    made = project(tmp_path / "shop", backend)
+    (made / "src").mkdir()
+    for folder in (made, made / "src"):
+        (folder / "left_out.py").touch()
+        monkeypatch.syspath_prepend(str(folder))
+    (fault,) = [check for check in checks(made) if check["ok"] is False]
+    assert fault["what"] == "import"
+    assert "No module named 'left_out'" in fault["text"]

@@ -21,6 +21,17 @@ _COMMANDS: Final = {
         "reloading",
         "Make a new generation of the running plugin NAME, changed or not, and hand it the state.",
     ),
+    "replay": (
+        "replaying",
+        "Rebuild what the running plugin NAME has found, from history with its present code, and show the difference.",
+    ),
+    "enable": ("enabling", "Let the plugin NAME run: its 'enabled' becomes true in the manifests."),
+    "disable": ("disabling", "Let the plugin NAME run no more: its 'enabled' becomes false in the manifests."),
+    "lock": (
+        "locking",
+        "Write plugins.lock: which plugin distributions are accepted, in which version, with which contents.",
+    ),
+    "install": ("installing", "Install plugins with pip, unless that would change the host's own dependencies."),
     "new": ("new", "Make a new plugin: a package that installs, runs and passes its tests."),
 }
 

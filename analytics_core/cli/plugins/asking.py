@@ -1,88 +1,164 @@
-"""What the commands about plugins share: the running server's own view, and how a name that nobody has is refused."""
+"""What the commands about plugins share: the server that they ask, and how a name that nobody has is refused."""
 
 from __future__ import annotations
 
 import http.client
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urlsplit
 
 import click
 import msgspec
+from msgspec import Struct
 
-from analytics_core.cli.options import address_options, key_option, manifests_option
+from analytics_core.cli.options import address, address_options, key_option, manifests_option, settings, url_of
+from analytics_core.config import Settings
 from analytics_core.errors import AnalyticsError, ConfigError, NoServerError, ServerRefusedError, near
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 _SECONDS: Final = 2.0
+_SHOWN: Final = 200
+_KEY_OPTION: Final = "with --api-key or ANALYTICS_API_KEY"
 
 
-def asking_options(json_help: str) -> Callable[[Command], Command]:
-    """``--json``, and which server is asked."""
+class Server:
+    """The server that a command asks, and the settings of this machine; both are read when they are needed.
 
-    def add(command: Command) -> Command:
-        told = (
+    ``told``: the operator has named its address, so that it has to answer.
+    """
+
+    def __init__(self, *, url: str | None, host: str | None, port: int | None, api_key: str, manifests: Path) -> None:
+        self.told = url is not None
+        self._url = url or ""
+        self._host = host
+        self._port = port
+        self._key = api_key
+        self._manifests = manifests
+
+    @cached_property
+    def here(self) -> Settings:
+        """:raises ConfigError: naming the file and key, or the option."""
+        return settings(self._manifests, host=self._host, port=self._port)
+
+    @cached_property
+    def url(self) -> str:
+        """:raises ConfigError: for what is no address."""
+        return address(self._url) if self.told else address(url_of(self.here), "server.host")
+
+    def plugins(self) -> list[dict[str, Any]]:
+        """The server's own view, in the shape of GET /api/v1/plugins. Raises as `ask` does."""
+        found = self.ask("GET", "/api/v1/plugins", _SECONDS)
+        try:
+            return msgspec.convert(found, _Listing).plugins
+        except msgspec.MsgspecError as error:
+            raise self._foreign(error) from error
+
+    def plugins_if_any(self) -> list[dict[str, Any]] | None:
+        """As `plugins`; None when nothing answers at an address that the operator has not told."""
+        try:
+            return self.plugins()
+        except NoServerError:
+            if self.told:
+                raise
+            return None
+
+    def ask(self, method: str, path: str, seconds: float, *, body: Any = None, **query: str) -> dict[str, Any]:
+        """The JSON object that the server answers to a request; ``body`` goes with it as JSON.
+
+        :raises ConfigError: for an address or a key that cannot be one.
+        :raises NoServerError: when it does not answer in ``seconds``.
+        :raises ServerRefusedError: with what it says of a status beyond 299.
+        """
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=seconds)
+        try:
+            where = f"{parts.path}{quote(path)}{'?' if query else ''}{urlencode(query)}"
+            sent = None if body is None else msgspec.json.encode(body)
+            connection.request(method, where, sent, self._headers())
+            response = connection.getresponse()
+            status, answer = response.status, response.read()
+        except TimeoutError as error:
+            raise NoServerError(self.url, f"nothing came within {seconds:g} s") from error
+        except OSError as error:
+            raise NoServerError(self.url, error.strerror or str(error)) from error
+        except http.client.HTTPException as error:
+            raise self._foreign(error) from error
+        finally:
+            connection.close()
+        if not 200 <= status < 300:
+            raise ServerRefusedError(self.url, status, _said(answer), self._advice(status))
+        try:
+            return msgspec.json.decode(answer, type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise self._foreign(error) from error
+
+    def _headers(self) -> dict[str, bytes]:
+        if not self._key.isprintable():
+            raise ConfigError("--api-key", f"has characters that no key has; name it in one line {_KEY_OPTION}")
+        return {"X-API-Key": self._key.encode()} if self._key else {}
+
+    def _advice(self, status: int) -> str:
+        known = "one that the server knows" if self._key else "a key"
+        return {
+            401: f"name {known} {_KEY_OPTION}",
+            403: f"name the key of an operator {_KEY_OPTION}",
+            404: "name the address of an analytics server with --url",
+        }.get(status, "")
+
+    def _foreign(self, error: Exception) -> AnalyticsError:
+        why = _one_line(str(error)) or type(error).__name__
+        return AnalyticsError(f"what answers at {self.url} is no analytics server ({why}); name one with --url")
+
+
+def asking_options(json_help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``--json``, and which server is asked: the command gets ``as_json`` and ``server``, a `Server`."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def asking(
+            *given: Any, url: str | None, host: str | None, port: int | None, api_key: str, manifests: Path, **told: Any
+        ) -> Any:
+            server = Server(url=url, host=host, port=port, api_key=api_key, manifests=manifests)
+            return command(*given, server=server, **told)
+
+        options = (
             click.option("--json", "as_json", is_flag=True, help=json_help),
             click.option("--url", help="Ask this server; else the configured one, if it runs."),
             address_options,
             key_option,
             manifests_option,
         )
-        for option in reversed(told):
-            command = option(command)
-        return command
+        for option in reversed(options):
+            asking = option(asking)
+        return asking
 
     return add
 
 
-def live(url: str, api_key: str) -> list[dict[str, Any]]:
-    """The server's own view, in the shape of GET /api/v1/plugins.
+class _Listing(Struct):
+    plugins: list[dict[str, Any]]
 
-    :raises NoServerError: when it does not answer within two seconds.
-    """
-    found = ask(url, api_key, "GET", "/api/v1/plugins", _SECONDS)
+
+class _Refusal(Struct):
+    """What the server says when it refuses: a problem of RFC 9457."""
+
+    title: str = ""
+    detail: str = ""
+
+
+def _said(body: bytes) -> str:
+    """A refusal in one line."""
     try:
-        return msgspec.convert(found["plugins"], list[dict[str, Any]])
-    except (msgspec.MsgspecError, KeyError) as error:
-        raise AnalyticsError(f"what answers at {url} is no analytics server: {error}") from error
+        refusal = msgspec.json.decode(body, type=_Refusal)
+    except msgspec.MsgspecError:
+        return _one_line(body.decode(errors="replace"))
+    return _one_line(refusal.detail or refusal.title)
 
 
-def ask(url: str, api_key: str, method: str, path: str, seconds: float) -> dict[str, Any]:
-    """The JSON object that the server answers to a request without a body.
-
-    :raises NoServerError: when it does not answer in ``seconds``.
-    :raises ServerRefusedError: with what it says of any other status than 200.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError("--url", f"{url!r} is no address; valid is http://host:port")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname, parts.port, timeout=seconds)
-    try:
-        connection.request(method, f"{parts.path}{path}", headers={"X-API-Key": api_key} if api_key else {})
-        response = connection.getresponse()
-        status, body = response.status, response.read()
-    except (OSError, http.client.HTTPException) as error:
-        raise NoServerError(url, getattr(error, "strerror", None) or str(error)) from error
-    finally:
-        connection.close()
-    if status != 200:
-        advice = "name a key with --api-key or ANALYTICS_API_KEY" if status in (401, 403) else ""
-        raise ServerRefusedError(url, status, body[:200].decode(errors="replace"), advice)
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise AnalyticsError(f"what answers at {url} is no analytics server: {error}") from error
-
-
-def live_if_any(url: str, api_key: str, *, told: bool) -> list[dict[str, Any]] | None:
-    """As `live`; None when nothing answers at an address that the operator has not ``told``."""
-    try:
-        return live(url, api_key)
-    except NoServerError:
-        if told:
-            raise
-        return None
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_SHOWN]
 
 
 def show_json(value: Any) -> None:

@@ -9,13 +9,12 @@ from typing import Final
 
 import click
 
+from analytics_core.cli.ending import terminable
 from analytics_core.cli.options import manifests_option, settings
-from analytics_core.cli.plugins.asking import UnknownPluginError, show_json
-from analytics_core.host.discovery import discover
-from analytics_core.host.examination import SECONDS, Examination, examine_choice
-from analytics_core.host.judging import named
-from analytics_core.host.selection import Choice, choose
-from analytics_core.manifest import read_deployment
+from analytics_core.cli.plugins.asking import RefusedError, show_json
+from analytics_core.errors import NotFoundError
+from analytics_core.host.doctor import examinations
+from analytics_core.host.examination import SECONDS, Examination
 
 _FOREIGN_WARNINGS: Final = 5
 
@@ -32,6 +31,7 @@ _FOREIGN_WARNINGS: Final = 5
 )
 @manifests_option
 @click.pass_context
+@terminable()
 def command(ctx: click.Context, names: tuple[str, ...], as_json: bool, seconds: float, manifests: Path) -> None:
     """Load each plugin in a process of its own and show all that is wrong.
 
@@ -42,29 +42,20 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool, seconds: 
 
     The exit code is 1 when any plugin has a problem.
     """
-    configured = settings(manifests)
-    deployment = read_deployment(configured.manifests_dir, os.environ)
-    choices = choose(discover(), configured, deployment)
     seen = []
-    for choice in _wanted(names, choices):
-        seen.append(examine_choice(choice, deployment, choices, seconds))
+    try:
+        found = examinations(names, settings(manifests), os.environ, seconds)
+    except NotFoundError as error:
+        raise RefusedError(str(error)) from error
+    for each in found:
+        seen.append(each)
         if not as_json:
-            _show(seen[-1])
+            _show(each)
     if as_json:
         show_json({"plugins": seen})
     elif not seen:
         click.echo("no plugin is installed", err=True)
     ctx.exit(1 if any(one.problems for one in seen) else 0)
-
-
-def _wanted(names: tuple[str, ...], choices: list[Choice]) -> list[Choice]:
-    wanted: list[Choice] = []
-    for name in names:
-        found = named(name, choices)
-        if not found:
-            raise UnknownPluginError(name, (choice.name for choice in choices))
-        wanted += (choice for choice in found if choice not in wanted)
-    return wanted if names else choices
 
 
 def _show(seen: Examination) -> None:

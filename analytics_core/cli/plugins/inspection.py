@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import click
 import msgspec
 
-from analytics_core.cli.options import settings, url_of
-from analytics_core.cli.plugins.asking import UnknownPluginError, asking_options, live_if_any, show_json
-from analytics_core.config import Settings
+from analytics_core.cli.plugins.asking import Server, UnknownPluginError, asking_options, show_json
 from analytics_core.host.discovery import discover
-from analytics_core.host.judging import MASK, effective, masked, named
-from analytics_core.host.selection import Choice, choose
-from analytics_core.manifest import Deployment, read_deployment
+from analytics_core.host.inspection import inspected
+from analytics_core.host.judging import named
+from analytics_core.host.selection import choose
+from analytics_core.manifest import MASK, masked, read_deployment
 
 _PLAIN: Final = ("title", "description", "entry", "isolation", "on_failure")
 _WIDTH: Final = 16
@@ -25,22 +23,19 @@ _WIDTH: Final = 16
 @click.command("inspect")
 @click.argument("name")
 @asking_options("As one JSON object.")
-def command(
-    name: str, as_json: bool, url: str | None, host: str | None, port: int | None, api_key: str, manifests: Path
-) -> None:
+def command(name: str, as_json: bool, server: Server) -> None:
     """All that the manifest of the plugin NAME says, and what became of it.
 
     Hooks, requirements, what it provides, its settings as they hold here (secrets hidden), its limits, where its
     sources are, and its state: as the running server sees it, else as one that starts now would. Nothing is imported.
     """
-    configured = settings(manifests, host=host, port=port)
-    deployment = read_deployment(configured.manifests_dir, os.environ)
-    choices = choose(discover(), configured, deployment)
+    deployment = read_deployment(server.here.manifests_dir, os.environ)
+    choices = choose(discover(), server.here, deployment)
     found = named(name, choices)
     if not found:
         raise UnknownPluginError(name, (choice.name for choice in choices))
-    states = _states(configured, url, api_key)
-    views = [{**view(choice, deployment), **states.get(choice.name, {})} for choice in found]
+    states = _states(server)
+    views = [{**msgspec.to_builtins(inspected(choice, deployment)), **states.get(choice.name, {})} for choice in found]
     if as_json:
         show_json(views[0] if len(views) == 1 else views)
         return
@@ -49,38 +44,11 @@ def command(
             click.echo(f"{click.style(f'{key:<{_WIDTH}}', bold=True)} {text}" if text else click.style(key, bold=True))
 
 
-def _states(configured: Settings, url: str | None, api_key: str) -> dict[str, dict[str, Any]]:
+def _states(server: Server) -> dict[str, dict[str, Any]]:
     """State and reason of each plugin as a server sees it; empty without one."""
-    asked = (url or url_of(configured)).rstrip("/")
-    rows = live_if_any(asked, api_key, told=bool(url)) or []
-    return {row["name"]: {"state": row["state"], "reason": row.get("reason") or "", "source": asked} for row in rows}
-
-
-def view(choice: Choice, deployment: Deployment) -> dict[str, Any]:
-    """Everything that can be said of one plugin from its files and the operator's."""
-    found = choice.found
-    told: dict[str, Any] = {
-        "name": choice.name,
-        "version": choice.version,
-        "distribution": found.distribution if found else "",
-        "package": found.package if found else "",
-        "directory": found.directory if found else None,
-        "manifest_file": found.manifest_file if found and found.directory != Path() else None,
-        "state": choice.state,
-        "reason": choice.reason,
-        "source": "installed",
-        "manifest": None,
-        "settings": None,
-    }
-    if choice.manifest is None:
-        return told
-    values, problems = effective(choice.manifest, deployment)
-    schema = choice.manifest.settings
-    return told | {
-        "manifest": msgspec.to_builtins(choice.manifest),
-        "settings": {"schema": schema, "effective": masked(schema, values), "problems": dict(problems)},
-        "isolation": choice.isolation if choice.state == "discovered" else choice.manifest.isolation,
-        "limits": msgspec.to_builtins(choice.limits if choice.state == "discovered" else choice.manifest.limits),
+    rows = server.plugins_if_any() or []
+    return {
+        row["name"]: {"state": row["state"], "reason": row.get("reason") or "", "source": server.url} for row in rows
     }
 
 
@@ -123,13 +91,14 @@ def _provided(item: Any) -> str:
 
 
 def _setting_lines(settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    parts = settings["schema"].get("properties", {})
+    schema = settings["schema"]
+    parts = schema.get("properties", {})
     if parts or settings["effective"]:
         yield "  settings", ""
     for key in dict.fromkeys([*parts, *settings["effective"]]):
         part = parts.get(key) if isinstance(parts.get(key), dict) else {}
         value = _shown(settings["effective"][key]) if key in settings["effective"] else "(not set)"
-        default = MASK if part.get("writeOnly") else _shown(part["default"]) if "default" in part else ""
+        default = _shown(masked(schema, {key: part["default"]}).get(key, MASK)) if "default" in part else ""
         about = f"default {default}; " if default else ""
         yield f"    {key}", f"{value}  ({about}{part.get('description') or part.get('type', '')})".replace("; )", ")")
     for key, problem in settings["problems"].items():

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import keyword
 import re
-import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +16,8 @@ from typing import Final
 from packaging.version import Version
 
 import analytics_core
-from analytics_core.errors import AnalyticsError, near
+from analytics_core.cli.plugins.naming import NewPluginError, check_name
+from analytics_core.errors import near
 
 HOOKS: Final = ("process", "enrich", "insight", "ingest", "setup", "teardown")
 """Hooks that the template has; some bring others along."""
@@ -29,12 +28,6 @@ _TIMES: Final = ("UTC", "datetime", "timedelta")
 _TESTING: Final = ("MemoryReader", "batch", "check_deterministic", "run", "started")
 """What the texts may use of ``datetime`` and of ``analytics_core.testing``, besides all of ``analytics_core``."""
 _WIDTH: Final = 100
-_LONGEST: Final = 64
-_TAKEN: Final = frozenset({"analytics_core", "test", "tests"})
-
-
-class NewPluginError(AnalyticsError):
-    """No plugin was made; the text says what would be valid."""
 
 
 class Names:
@@ -69,20 +62,6 @@ def plugin_files(name: str, hooks: Sequence[str]) -> dict[str, str]:
         f"{names.package}/plugin.py": _module(names, parts),
         f"tests/test_{names.package}.py": _tests(names, parts),
     }
-
-
-def check_name(name: str) -> None:
-    """:raises NewPluginError: unless a plugin, a distribution and a package can be called ``name``."""
-    valid = "valid are small letters, digits and single dashes, such as 'checkout-watch'"
-    package = name.replace("-", "_")
-    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        meant = re.sub(r"[^a-z0-9]+", "-", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()).strip("-0123456789")
-        hint = f"; did you mean {meant!r}?" if meant else ""
-        raise NewPluginError(f"{name!r} is no name for a plugin; {valid}{hint}")
-    if len(name) > _LONGEST:
-        raise NewPluginError(f"the name is longer than {_LONGEST} characters")
-    if keyword.iskeyword(package) or package in sys.stdlib_module_names or package in _TAKEN:
-        raise NewPluginError(f"{name!r} is taken: Python has a word or module {package!r}; add a word to it")
 
 
 def write(folder: Path, texts: dict[str, str]) -> None:

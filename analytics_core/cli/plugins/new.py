@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from analytics_core.cli.plugins.asking import RefusedError, show_json
-from analytics_core.cli.plugins.making import NewPluginError, plugin_files, write
+from analytics_core.cli.plugins.making import plugin_files, write
+from analytics_core.cli.plugins.naming import NewPluginError
 
 
 @click.command("new")
@@ -39,6 +41,7 @@ def command(name: str, folder: Path | None, hooks: tuple[str, ...], as_json: boo
         return
     for path in texts:
         click.echo(project / path)
+    place = shlex.quote(str(project))
     click.echo(
-        f"next: pip install -e {project} && python -m pytest {project}, then analytics plugins doctor {name}", err=True
+        f"next: pip install -e {place} && python -m pytest {place}, then analytics plugins doctor {name}", err=True
     )

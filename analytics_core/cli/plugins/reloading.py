@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from analytics_core.cli.options import settings, url_of
-from analytics_core.cli.plugins.asking import UnknownPluginError, ask, asking_options, live, show_json
+from analytics_core.cli.plugins.asking import Server, UnknownPluginError, asking_options, show_json
 
 _SECONDS: Final = 90.0
 
@@ -17,26 +15,16 @@ _SECONDS: Final = 90.0
 @click.argument("name")
 @asking_options("The receipt as JSON.")
 @click.pass_context
-def command(
-    ctx: click.Context,
-    name: str,
-    as_json: bool,
-    url: str | None,
-    host: str | None,
-    port: int | None,
-    api_key: str,
-    manifests: Path,
-) -> None:
+def command(ctx: click.Context, name: str, as_json: bool, server: Server) -> None:
     """Make a new generation of the running plugin NAME, changed or not, and hand it the state.
 
     The server does this by itself when the plugin's sources or settings change. It takes the key of an operator. The
     exit code is 0 when the new generation runs, 1 when the present one was kept.
     """
-    asked = (url or url_of(settings(manifests, host=host, port=port))).rstrip("/")
-    known = [row["name"] for row in live(asked, api_key)]
+    known = [row["name"] for row in server.plugins()]
     if name not in known:
         raise UnknownPluginError(name, known)
-    receipt = ask(asked, api_key, "POST", f"/api/v1/plugins/{name}/reload", _SECONDS)
+    receipt = server.ask("POST", f"/api/v1/plugins/{name}/reload", _SECONDS)
     if as_json:
         show_json(receipt)
     else:

@@ -7,6 +7,7 @@ from typing import Final
 
 import click
 
+from analytics_core.cli.ending import terminable
 from analytics_core.cli.plugins.asking import show_json
 from analytics_core.host.checklist import Check, checklist
 from analytics_core.host.examination import SECONDS
@@ -21,6 +22,7 @@ _MARKS: Final = {True: ("✓", "green"), False: ("✗", "red"), None: ("!", "yel
     "--seconds", type=click.FloatRange(0, min_open=True), default=SECONDS, show_default=True, help="Time to load it."
 )
 @click.pass_context
+@terminable()
 def command(ctx: click.Context, path: Path, as_json: bool, seconds: float) -> None:
     """Check a plugin before it is published: PATH is its project or its wheel.
 
