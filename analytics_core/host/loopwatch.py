@@ -10,9 +10,9 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -25,6 +25,14 @@ _SHARE: Final = 0.5
 _TASKS: Final = Path("/proc/self/task")
 
 _log = structlog.get_logger(__name__)
+
+
+class _Used(NamedTuple):
+    """What one thread has used of the processor so far."""
+
+    seconds: float
+    plugin: str
+    thread: str
 
 
 class Blame:
@@ -46,7 +54,7 @@ class Blame:
 
 
 class LoopWatch:
-    """Watches ``loop`` from a thread of its own, from `start` to `stop`.
+    """Watches ``loop``, which turns on the thread that makes this, from a thread of its own, from `start` to `stop`.
 
     ``owner`` gives the plugin that a thread works for by the thread's name, None for the host's own. ``blame`` is told
     the plugin and for how many seconds its thread has blocked the loop. Where the system does not say how much
@@ -57,6 +65,7 @@ class LoopWatch:
         self, loop: asyncio.AbstractEventLoop, owner: Callable[[str], str | None], blame: Callable[[str, float], None]
     ) -> None:
         self._loop = loop
+        self._turns_on = threading.get_native_id()
         self._owner = owner
         self._blame = blame
         self._stopping = threading.Event()
@@ -69,42 +78,42 @@ class LoopWatch:
         self._stopping.set()
 
     def _watch(self) -> None:
+        """Who holds the lock keeps this thread waiting too, so what counts is when the loop should have turned."""
+        before, due = self._used(), time.monotonic() + _PAUSE_SECONDS
         while not self._stopping.wait(_PAUSE_SECONDS):
-            before, began = _processor_seconds(), time.monotonic()
             turned = threading.Event()
             try:
                 self._loop.call_soon_threadsafe(turned.set)
             except RuntimeError:  # it is closed
                 return
-            if not turned.wait(BLOCKED_SECONDS):
-                turned.wait()
-            blocked = time.monotonic() - began
+            turned.wait()
+            blocked = time.monotonic() - due
+            after = self._used()
             if blocked >= BLOCKED_SECONDS:
-                self._judge(before, blocked)
+                self._judge(before, after, blocked)
+            before, due = after, time.monotonic() + _PAUSE_SECONDS
 
-    def _judge(self, before: Mapping[int, float], blocked: float) -> None:
-        after = _processor_seconds()
-        names = {thread.native_id: thread.name for thread in threading.enumerate()}
-        taken = {task: seconds - before.get(task, 0.0) for task, seconds in after.items() if task in names}
-        if not taken:
-            return
+    def _judge(self, before: dict[int, _Used], after: dict[int, _Used], blocked: float) -> None:
+        taken = {task: used.seconds - before[task].seconds for task, used in after.items() if task in before}
+        itself = taken.pop(self._turns_on, 0.0)
+        most = _SHARE * (blocked + _PAUSE_SECONDS)
+        if itself >= most or not taken:
+            return  # the loop was not kept waiting, it was at work
         busiest = max(taken, key=lambda task: taken[task])
-        plugin = self._owner(names[busiest])
-        if plugin is not None and taken[busiest] >= _SHARE * blocked:
-            _log.warning("loop_blocked", plugin=plugin, seconds=round(blocked, 3), thread=names[busiest])
-            self._blame(plugin, blocked)
+        if taken[busiest] >= most:
+            used = after[busiest]
+            _log.warning("loop_blocked", plugin=used.plugin, seconds=round(blocked, 3), thread=used.thread)
+            self._blame(used.plugin, blocked)
 
-
-def _processor_seconds() -> dict[int, float]:
-    """What each thread of this process has used so far."""
-    used: dict[int, float] = {}
-    try:
-        tasks = list(_TASKS.iterdir())
-    except OSError:
-        return used
-    for task in tasks:
-        try:
-            used[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
-        except (OSError, ValueError, IndexError):  # it has ended, or the system keeps no such figures
-            continue
-    return used
+    def _used(self) -> dict[int, _Used]:
+        """The processor time of the loop's own thread and of those that work for plugins, by the system's number."""
+        threads = {each.native_id: each.name for each in threading.enumerate() if each.native_id is not None}
+        owners = {task: plugin for task, name in threads.items() if (plugin := self._owner(name)) is not None}
+        found: dict[int, _Used] = {}
+        for task in (self._turns_on, *owners):
+            try:
+                ran = (_TASKS / str(task) / "schedstat").read_text().split()[0]
+            except (OSError, IndexError):  # it has ended, or the system keeps no such figures
+                continue
+            found[task] = _Used(int(ran) / 1e9, owners.get(task, ""), threads.get(task, ""))
+        return found
