@@ -15,16 +15,20 @@ from analytics_core.api.operations import Content, Operation, reply
 from analytics_core.api.plugins import LaneRow, lane_rows
 from analytics_core.api.retention import text
 from analytics_core.api.services import Services
+from analytics_core.host.reloader import ManifestsView
 from analytics_core.host.views import PluginView
 from analytics_core.lanes import LaneView
 
-_TROUBLE: Final = frozenset({"load_error", "start_error", "degraded", "quarantined", "half_open", "retrying", "failed"})
-"""States of plugins and lanes in which something does not work that should."""
+_TROUBLE: Final = frozenset(
+    {"load_error", "start_error", "degraded", "quarantined", "half_open", "retrying", "failed", "refused"}
+)
+"""States of plugins, lanes and manifests in which something does not work that should."""
 
 
 class Component(Struct, frozen=True):
     """One part: ``status`` is a plugin's or lane's state, or ``up``; ``retention`` is ``held`` while it waits for an
-    operator. ``reason`` and ``lag`` tell of all tenants together: null for callers who are no operator."""
+    operator; ``manifests`` are ``refused`` while a file is bad, so that none is taken in, or ``restart_required``.
+    ``reason`` and ``lag`` tell of all tenants together: null for callers who are no operator."""
 
     status: str
     reason: str | None = None
@@ -49,7 +53,11 @@ class Figures(Struct, frozen=True, rename="camel"):
 
 
 class Health(Struct, frozen=True):
-    """``metrics`` is null for a caller who has not authenticated, ``safe_mode`` unless the host is in it."""
+    """``metrics`` is null for a caller who has not authenticated, ``safe_mode`` unless the host is in it.
+
+    ``restart_required``: the keys of the manifests that only a restart applies, as ``host.server.port: 8000 -> 9000``;
+    null for callers who are no operator.
+    """
 
     success: bool
     status: Literal["healthy", "degraded"]
@@ -57,6 +65,7 @@ class Health(Struct, frozen=True):
     components: dict[str, Component]
     metrics: Figures | None
     safe_mode: SafeMode | None = None
+    restart_required: list[str] | None = None
 
 
 class Operational(Struct, frozen=True):
@@ -82,6 +91,8 @@ async def health(_: web.Request, services: Services, identity: Identity) -> web.
     components = {"log": Component("up"), "live": Component("up" if services.settings.live.enabled else "disabled")}
     held = "; ".join(text(waiting) for waiting in services.maintenance.held)
     components["retention"] = Component("held" if held else "up", held if identity.operator else None)
+    manifests = services.manifests()
+    components["manifests"] = _manifests(manifests, identity)
     for lane in lanes:
         components[f"lane:{lane.name}"] = _component(lane, identity)
     for view in views:
@@ -90,7 +101,14 @@ async def health(_: web.Request, services: Services, identity: Identity) -> web.
     troubled = safe is not None or any(part.status in _TROUBLE for part in components.values())
     figures = await _figures(services, identity, lanes) if identity is not ANYBODY else None
     uptime = round((datetime.now(UTC) - services.started_at).total_seconds(), 1)
-    return reply(Health(True, "degraded" if troubled else "healthy", uptime, components, figures, safe))
+    waiting = list(manifests.restart_required) if identity.operator else None
+    return reply(Health(True, "degraded" if troubled else "healthy", uptime, components, figures, safe, waiting))
+
+
+def _manifests(manifests: ManifestsView, identity: Identity) -> Component:
+    if manifests.refused:
+        return Component("refused", manifests.refused if identity.operator else None)
+    return Component("restart_required" if manifests.restart_required else "up")
 
 
 def _safe_mode(services: Services, identity: Identity) -> SafeMode | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -23,4 +24,4 @@ from analytics_core.cli.options import server_options, settings
 )
 def command(**told: Any) -> None:
     """The server alone, until Ctrl-C."""
-    serve(settings(**told))
+    serve(partial(settings, **told))

@@ -12,7 +12,7 @@ import os
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -53,7 +53,7 @@ def read_record(info: Path) -> list[Row] | None:
         rows = [Row(path.replace("\\", "/"), digest, int(size) if size else None) for path, digest, size in given]
     except (OSError, ValueError, csv.Error):
         return None
-    return sorted(row for row in rows if _is_of_wheel(PurePosixPath(row.path), info.name))
+    return sorted(row for row in rows if _is_of_wheel(row.path, info.name))
 
 
 def is_editable(info: Path) -> bool:
@@ -111,10 +111,11 @@ def _place(directory: Path, root: Path) -> Path | None:
     return real.relative_to(real_root) if real.is_relative_to(real_root) else None
 
 
-def _is_of_wheel(path: PurePosixPath, info: str) -> bool:
-    if path.is_absolute() or ".." in path.parts or path.suffix == ".pyc":
+def _is_of_wheel(path: str, info: str) -> bool:
+    first, _, rest = path.partition("/")
+    if not first or path.endswith(".pyc") or ".." in path.split("/"):
         return False
-    return path.parts[0] != info or len(path.parts) != 2 or path.name not in _INSTALLERS
+    return first != info or rest not in _INSTALLERS
 
 
 def _is_installed_egg(info: Path) -> bool:

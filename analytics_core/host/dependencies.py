@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from email import message_from_string
+from email.message import Message
 from hashlib import blake2b
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import Distribution, MetadataPathFinder, distributions
@@ -175,15 +177,22 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 
 def _read(dist: Distribution, info: Path) -> _Copy | None:
     try:
-        metadata = dist.metadata  # parsed anew each time it is asked for
+        metadata = _headers(dist)
         if "Name" not in metadata or "Version" not in metadata:  # still being written
             return None
         name, version = metadata["Name"], metadata["Version"]
-        requires = metadata.get_all("Requires-Dist") or dist.requires or ()
+        told = metadata.get_all("Requires-Dist") or (dist.requires if info.suffix == ".egg-info" else ())
         roots = _roots(dist, info, name, version)
     except (OSError, ValueError):  # garbled, or going away
         return None
-    return _Copy(name, version, roots, tuple(_requirements(requires)), tuple(metadata.get_all("Provides-Extra") or ()))
+    extras = metadata.get_all("Provides-Extra") or ()
+    return _Copy(name, version, roots, tuple(_requirements(told or ())), tuple(extras))
+
+
+def _headers(dist: Distribution) -> Message:
+    """Its metadata without the description, which is most of them."""
+    text = dist.read_text("METADATA") or dist.read_text("PKG-INFO") or dist.read_text("") or ""
+    return message_from_string(text.partition("\n\n")[0])
 
 
 def _requirements(lines: Iterable[str]) -> Iterator[Requirement]:

@@ -1,43 +1,62 @@
-"""Keeps the plugins of a running host like what is on the disk: manifests, sources and installed distributions."""
+"""Keeps a running host like what is on the disk: manifests, and its plugins' sources and installed distributions."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
 import structlog
+from msgspec import Struct
 
+from analytics_core.config import Settings
 from analytics_core.errors import AnalyticsError
 from analytics_core.host.plugins import PluginHost
+from analytics_core.host.restart import restart_required
 from analytics_core.host.watcher import Reason, Watcher
 from analytics_core.manifest import Deployment, read_deployment
 
 _log = structlog.get_logger(__name__)
 
 
+class ManifestsView(Struct, frozen=True):
+    """What became of the manifests as they were read last.
+
+    ``refused``: why nothing of them was taken in; empty when all was. ``restart_required``: the keys of those that were
+    taken in last which wait for a restart of the host, with both values.
+    """
+
+    refused: str = ""
+    restart_required: tuple[str, ...] = ()
+
+
 class Reloader:
     """Refreshes ``host`` when something has changed. `start` and `stop` frame the watching; `look` needs neither. None
     of them is for the event loop.
 
-    A manifest that cannot be read changes nothing and is named in the log. Of the deployment only plugin-settings are
-    applied; a change of another kind is said to need a restart.
+    All manifests are taken in together or not at all: ``apply`` lets metrics and tenants hold, then ``host`` gets the
+    plugin-settings. ``load`` reads the settings anew, as they were at the start; what differs in them from the running
+    ``settings`` is applied by a restart alone, and `view` says so.
     """
 
     def __init__(
         self,
         host: PluginHost,
-        manifests: Path,
-        environ: Mapping[str, str],
+        settings: Settings,
         deployment: Deployment,
         *,
-        polling: bool = False,
+        environ: Mapping[str, str],
+        load: Callable[[], Settings],
+        apply: Callable[[Deployment], None],
     ) -> None:
         self._host = host
-        self._manifests = manifests
-        self._environ = environ
+        self._settings = settings
         self._deployment = deployment
-        self._watcher = Watcher(manifests, self._changed, polling=polling)
+        self._environ = environ
+        self._load = load
+        self._apply = apply
+        self._view = ManifestsView()
+        polling = settings.plugins.watch == "poll"
+        self._watcher = Watcher(settings.manifests_dir, self._changed, polling=polling)
         self._looking = threading.Lock()
 
     def start(self) -> None:
@@ -52,6 +71,9 @@ class Reloader:
         """Read the manifests and refresh now. Returns when each change has begun."""
         self._changed(frozenset({"manifests"}))
 
+    def view(self) -> ManifestsView:
+        return self._view
+
     def _changed(self, reasons: frozenset[Reason]) -> None:
         with self._looking:
             if "manifests" in reasons:
@@ -62,13 +84,43 @@ class Reloader:
             _log.info("plugins_refreshed", plugins=names, reasons=sorted(reasons))
 
     def _read(self) -> None:
+        before = self._deployment
         try:
-            found = read_deployment(self._manifests, self._environ)
+            found, settings = read_deployment(self._settings.manifests_dir, self._environ), self._load()
+            if (before.metrics, before.tenants) != (found.metrics, found.tenants):
+                self._apply(found)
         except AnalyticsError as error:
-            _log.error("manifests_refused", problem=str(error))
+            self._refuse(str(error))
             return
-        before, self._deployment = self._deployment, found
-        kinds = ("host", "metrics", "tenants")
-        changed = [kind for kind in kinds if getattr(before, kind) != getattr(found, kind)]
-        if changed:
-            _log.warning("restart_required", manifests=changed)
+        self._deployment = found
+        if changes := list(_changes(before, found)):
+            _log.info("manifests_applied", changes=changes)
+        elif self._view.refused:
+            _log.info("manifests_mended")
+        self._wait_for_restart(restart_required(self._settings, settings))
+
+    def _refuse(self, problem: str) -> None:
+        if problem != self._view.refused:
+            _log.error("manifests_refused", problem=problem)
+        self._view = ManifestsView(problem, self._view.restart_required)
+
+    def _wait_for_restart(self, keys: tuple[str, ...]) -> None:
+        before, self._view = self._view.restart_required, ManifestsView("", keys)
+        if keys and keys != before:
+            _log.warning("restart_required", keys=list(keys))
+        elif before and not keys:
+            _log.info("restart_not_required", keys=list(before))
+
+
+def _changes(before: Deployment, after: Deployment) -> Iterator[str]:
+    """``metric signups added`` and the like."""
+    kinds: tuple[tuple[str, Mapping[str, object], Mapping[str, object]], ...] = (
+        ("metric", before.metrics, after.metrics),
+        ("plugin-settings", before.plugins, after.plugins),
+        ("tenant", before.tenants, after.tenants),
+    )
+    for kind, old, new in kinds:
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                what = "added" if name not in old else "removed" if name not in new else "changed"
+                yield f"{kind} {name} {what}"

@@ -142,10 +142,7 @@ class Roster:
             return self._succeed(member, choice, copy)
 
     def hand_over(self, name: str, runtime: Runtime, handover: Handover) -> Future[ReloadReceipt]:
-        """Bring in a generation of a running plugin that has run beside it.
-
-        :raises NotFoundError: for a plugin that is not to run.
-        """
+        """Bring in a generation that has run beside the present one. :raises NotFoundError: for what is not to run."""
         with self._changing:
             member = self._members.get(name)
             if member is None or member.life is None:

@@ -79,7 +79,8 @@ def choose(
 def _judged(found: Found, settings: Settings, deployment: Deployment, gate: Gate) -> Choice:
     manifest = found.manifest
     intent = deployment.plugins.get(found.name, _UNDECLARED)
-    choice = Choice(name=found.name, version=found.version, found=found, manifest=manifest)
+    isolation = intent.isolation or (manifest.isolation if manifest is not None else "process")
+    choice = Choice(name=found.name, version=found.version, found=found, manifest=manifest, isolation=isolation)
     if reason := _disabled(found.name, found.distribution, settings, deployment):
         return choice.ends("disabled", reason)
     verdict = gate.verdict(found)
@@ -95,7 +96,6 @@ def _judged(found: Found, settings: Settings, deployment: Deployment, gate: Gate
         return choice.ends("unresolved", str(error))
     return _changed(
         choice,
-        isolation=intent.isolation or manifest.isolation,
         settings=checked,
         limits=_limits(intent.limits, manifest.limits),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, Literal
@@ -17,6 +18,7 @@ _PUSHED_KEPT: Final = 65_536
 Topic = Literal["metric", "insight", "pattern"]
 Found = Metric | Pattern | Insight
 Key = tuple[str, Topic, str]
+"""Tenant, topic, and what tells a record apart from others of that topic."""
 
 _json = msgspec.json.Encoder(order="deterministic")
 
@@ -35,6 +37,11 @@ class Pending:
 
     def __len__(self) -> int:
         return len(self._found)
+
+    @property
+    def found(self) -> Mapping[Key, Found]:
+        """All that waits, each record under what tells it apart from others."""
+        return self._found
 
     def add(self, tenant: str, result: ProcessResult) -> None:
         found = self._found

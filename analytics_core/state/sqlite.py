@@ -180,6 +180,36 @@ class SqliteState:
 
     # --- connections -------------------------------------------------------------------------------------------------
 
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @contextmanager
+    def transaction(self, doing: str, *, beside: Path) -> Iterator[sqlite3.Connection]:
+        """A transaction of our one writer, in which the tables of the file ``beside`` are called ``side``.
+
+        :raises StorageError: naming what was ``doing``; nothing has changed.
+        """
+        with self._transaction(doing, beside) as connection:
+            yield connection
+
+    def reader(self, *, beside: Path) -> sqlite3.Connection:
+        """A connection for any thread that sees this file and ``beside`` (``side``) as they are now until it is closed.
+
+        :raises StorageError: when they cannot be read.
+        """
+        with self._reported("reading"):
+            connection = self._connect()
+            try:
+                connection.execute("ATTACH DATABASE ? AS side", (str(beside),))
+                connection.execute("PRAGMA query_only = ON")
+                connection.execute("BEGIN")
+                connection.execute("SELECT (SELECT count(*) FROM main.cursors), (SELECT count(*) FROM side.cursors)")
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
     def close(self) -> None:
         """Wait for the commit under way. Readers still at work end their read first."""
         self._closed = True
@@ -202,10 +232,9 @@ class SqliteState:
             raise StorageError(f"{doing} in {self._path} failed: {error}") from error
 
     @contextmanager
-    def _transaction(self, doing: str) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, doing: str, beside: Path | None = None) -> Iterator[sqlite3.Connection]:
         """All or nothing, one at a time."""
-        with self._lock, self._reported(doing):
-            connection = self._writer
+        with self._lock, self._reported(doing), _attached(self._writer, beside) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -230,6 +259,18 @@ class SqliteState:
                 self._idle.append(connection)
                 if self._closed:
                     self._close_idle()
+
+
+@contextmanager
+def _attached(connection: sqlite3.Connection, beside: Path | None) -> Iterator[sqlite3.Connection]:
+    if beside is None:
+        yield connection
+        return
+    connection.execute("ATTACH DATABASE ? AS side", (str(beside),))
+    try:
+        yield connection
+    finally:
+        connection.execute("DETACH DATABASE side")
 
 
 @lru_cache(4096)

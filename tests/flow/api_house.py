@@ -25,12 +25,14 @@ from analytics_core.host.change import ReloadReceipt
 from analytics_core.host.examination import Examination
 from analytics_core.host.explanation import Explanation
 from analytics_core.host.inspection import Inspection
+from analytics_core.host.reloader import ManifestsView
 from analytics_core.host.replay import ReplayState, ReplayView
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.maintenance import HeldRetention
 from analytics_core.live import Live
 from analytics_core.manifest import Deployment, TenantManifest
 from analytics_core.manifest.switching import Switched
+from analytics_core.queries.declarations import Declared
 from analytics_core.records import Message, Outcome, Reply, Request
 from analytics_core.state.side import Difference
 
@@ -60,6 +62,7 @@ class StandIns:
     taken: asyncio.Event = field(default_factory=asyncio.Event)
     held: list[HeldRetention] = field(default_factory=list)
     confirmed: int = 0
+    manifests: ManifestsView = field(default_factory=ManifestsView)
     guard: Any = field(default_factory=lambda: SimpleNamespace(safe_mode=None))
 
     def _ask(self, *what: Any) -> None:
@@ -299,14 +302,14 @@ async def opened(
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     services = api.Services(
         settings=settings,
-        deployment=DEPLOYMENT,
+        declarations=SimpleNamespace(now=Declared(DEPLOYMENT, behind)),
+        manifests=lambda: behind.manifests,
         intake=behind,
         host=behind,
         caretaker=caretaker(behind),
         replays=StandInReplays(behind),
         lanes=behind.lanes,
         history=behind,
-        metrics=behind,
         analyses=behind,
         submissions=behind,
         state=behind,

@@ -1,0 +1,182 @@
+"""``analytics plugins replay`` against a server that plays one replay."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from analytics_core import cli
+from analytics_core.cli.plugins import replaying
+from analytics_core.host.change import ReloadReceipt
+from analytics_core.host.replay import ReplayState, ReplayView
+from analytics_core.state.side import Change, Counted, Difference
+
+DAY = datetime(2025, 1, 1, tzinfo=UTC)
+DIFFERS = Difference(
+    position=1234,
+    equal=False,
+    counts=[
+        Counted(what="metric", name="views", equal=3000, changed=2, largest=41.5),
+        Counted(what="insight", equal=5, only_old=1),
+    ],
+    sample=[Change(tenant="acme", name="views", start=DAY, seconds=86_400, labels={"page": "/"}, old=83.0, new=41.5)],
+)
+SAME = Difference(position=1234, equal=True, counts=[Counted(what="metric", name="views", equal=3002)], sample=[])
+
+
+class House:
+    """A server with a plugin ``shop``, whose replay is ready at the second look."""
+
+    def __init__(self, manifests: Path) -> None:
+        self.manifests = manifests
+        self.asked: list[tuple[str, Any]] = []
+        self.difference = DIFFERS
+        self.fails = ""
+        self.waiting: ReplayView | None = None
+        self.port = 0
+
+    def view(self, state: ReplayState, **given: Any) -> ReplayView:
+        figures: dict[str, Any] = {"events": 5000, "position": 1234, "progress": 1.0}
+        return ReplayView(
+            id="r1", plugin="shop", state=state, reason=given.pop("reason", ""), generation=2, since=None,
+            kept_from=DAY, started_at=DAY, **figures, **given,
+        )  # fmt: skip
+
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        if path == "/api/v1/plugins":
+            return 200, {"plugins": [{"name": "shop"}]}
+        action = f"{method} {path.removeprefix('/api/v1/plugins/shop/replays')}".strip()
+        if action == "GET":
+            return 200, {"replays": [self.waiting] if self.waiting else []}
+        self.asked.append((action, body))
+        if action == "POST":
+            return 202, self.view("replaying")
+        if action == "GET /r1":
+            failed = self.view("failed", reason=self.fails) if self.fails else None
+            return 200, failed or self.view("ready", difference=self.difference)
+        if action == "POST /r1/switch":
+            receipt = ReloadReceipt("shop", 1, 2, "active", "", DAY, {}, position=1300)
+            return 200, self.view("switched", difference=self.difference, receipt=receipt)
+        assert action == "DELETE /r1", action
+        return 200, self.view("discarded")
+
+    def run(self, *arguments: str, **given: Any) -> Result:
+        environ = {"ANALYTICS_MANIFESTS_DIR": str(self.manifests), "COLUMNS": "120"}
+        command = ["plugins", "replay", *arguments, "--port", str(self.port)]
+        return CliRunner(env=environ).invoke(cli.main, command, **given)
+
+    def actions(self) -> list[str]:
+        return [action for action, _ in self.asked]
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    monkeypatch.setattr(replaying, "_LOOK_SECONDS", 0.001)
+    built = House(tmp_path)
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, body = built.answer(self.command, self.path, json.loads(sent) if sent else None)
+            answer = msgspec.json.encode(body)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_GET = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server looks for
+
+        def log_message(self, *arguments: Any) -> None:
+            """Keep the test's output clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    built.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield built
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_where_nobody_can_be_asked_it_shows_the_difference_and_how_to_switch(house: House) -> None:
+    done = house.run("shop", "--since", "30d")
+    assert done.exit_code == 0
+    assert house.asked == [("POST", {"since": "30d"}), ("GET /r1", None)]
+    for shown in ("5,000 events", "position 1234", "views", "3,000", "41.5", "insights", "page=/", "83"):
+        assert shown in done.stdout, shown
+    assert done.stdout.endswith("nothing is changed; to switch: analytics plugins replay shop --yes\n")
+
+
+def test_yes_switches(house: House) -> None:
+    done = house.run("shop", "--yes")
+    assert (done.exit_code, house.actions()) == (0, ["POST", "GET /r1", "POST /r1/switch"])
+    assert "switched: generation 2 runs, from position 1300 on" in done.stdout
+
+
+@pytest.mark.parametrize(("said", "then"), [("y", "POST /r1/switch"), ("n", "DELETE /r1"), ("", "DELETE /r1")])
+def test_it_asks_where_somebody_can_answer(house: House, monkeypatch: pytest.MonkeyPatch, said: str, then: str) -> None:
+    monkeypatch.setattr(replaying, "interactive", lambda: True)
+    done = house.run("shop", input=f"{said}\n")
+    assert done.exit_code == 0
+    assert "switch? [y/N]" in done.stdout
+    assert house.actions()[-1] == then
+
+
+def test_equal_outputs_leave_nothing_to_decide(house: House) -> None:
+    house.difference = SAME
+    done = house.run("shop")
+    assert "equal: none of 3,002 outputs differs" in done.stdout
+    assert house.actions()[-1] == "DELETE /r1"
+
+
+def test_json_asks_nothing_and_is_the_replay(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replaying, "interactive", lambda: True)
+    done = house.run("shop", "--json")
+    assert (done.exit_code, house.actions()) == (0, ["POST", "GET /r1"])
+    assert json.loads(done.stdout)["difference"]["position"] == 1234
+
+
+def test_a_replay_that_waits_is_taken_up(house: House) -> None:
+    house.waiting = house.view("ready", difference=DIFFERS)
+    done = house.run("shop", "--yes")
+    assert (done.exit_code, house.actions()) == (0, ["POST /r1/switch"])
+    assert "taking up the replay that began at 2025-01-01 00:00 UTC" in done.stderr
+    again = house.run("shop", "--since", "3d")
+    assert again.exit_code == 2
+    assert "drop it with --discard" in again.stderr
+    dropped = house.run("shop", "--discard")
+    assert (dropped.exit_code, house.actions()[-1]) == (0, "DELETE /r1")
+    assert dropped.stdout == "shop: the replay is discarded; nothing has changed\n"
+
+
+def test_without_a_replay_there_is_nothing_to_discard(house: House) -> None:
+    done = house.run("shop", "--discard")
+    assert (done.exit_code, done.stderr) == (2, "analytics: no replay of shop is under way\n")
+
+
+def test_a_replay_that_fails_says_why(house: House) -> None:
+    house.fails = "Plugin 'shop': hook 'process' failed: ValueError: odd"
+    done = house.run("shop")
+    assert done.exit_code == 1
+    assert done.stdout == f"shop: the replay is failed: {house.fails}; nothing has changed\n"
+
+
+def test_an_unknown_plugin_suggests_the_nearest(house: House) -> None:
+    done = house.run("shp")
+    assert (done.exit_code, done.stderr) == (2, "analytics: no plugin is named 'shp'; did you mean 'shop'?\n")
+
+
+def test_it_needs_a_server(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.main, ["plugins", "replay", "shop", "--port", "1", "--manifests", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "no server answers at http://127.0.0.1:1" in done.stderr
