@@ -46,7 +46,9 @@ class ReloadReceipt(Struct, frozen=True):
     """What one change did. ``seconds`` by phase; ``pause`` is how long the lane stood still for it, in seconds.
 
     ``position``: where in the log the next generation has taken over, None when it began from a checkpoint or has no
-    lane. ``survivors`` names what of the generation before is still alive after it was retired.
+    lane. ``events_lost``: how many positions lie between what the generation before had processed and where the next
+    has gone on; these are compared at each change, and anything but 0 is a fault of the host. ``survivors`` names what
+    of the generation before is still alive after it was retired.
     """
 
     plugin: str

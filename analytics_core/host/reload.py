@@ -62,6 +62,7 @@ class Reload:
         self._drained = drained
         self._pause = 0.0
         self._position: int | None = None
+        self._left_at: int | None = None
         self._asked: Future[int] | None = None
         self._given_up: AnalyticsError | None = None
         self._restoring = False
@@ -174,6 +175,7 @@ class Reload:
         began = time.monotonic()
         try:
             state = _handed(old, lane)
+            self._left_at = state.position
             beats.pulse, self._restoring = lane.pulse, True
             new.restore(state)
             self._restoring = False
@@ -241,7 +243,10 @@ class Reload:
             left = [] if self._left is None else [self._left]
             self._left = None
             survivors = retired(self._old, left, self._drained)
-        return self._receipt("active", "", pause=self._pause, position=self._position, survivors=survivors)
+        lost = gap(self._left_at, self._position)
+        return self._receipt(
+            "active", "", pause=self._pause, position=self._position, events_lost=lost, survivors=survivors
+        )
 
     def _receipt(self, outcome: Outcome, reason: str, **figures: Any) -> ReloadReceipt:
         return ended(self._new, self._old.generation, outcome, reason, seconds=self.seconds, **figures)
@@ -253,6 +258,11 @@ class Reload:
             yield
         finally:
             self.seconds[name] = time.monotonic() - began
+
+
+def gap(left_at: int | None, resumed_at: int | None) -> int:
+    """How many positions no generation has processed."""
+    return max(0, resumed_at - left_at) if left_at is not None and resumed_at is not None else 0
 
 
 def retired(old: Runtime, left: list[Fold], drained: Callable[[float], bool]) -> tuple[str, ...]:

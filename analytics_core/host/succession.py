@@ -14,8 +14,9 @@ from analytics_core.host.attempt import Attempt
 from analytics_core.host.change import Change, Outcome, ReloadReceipt, ended, outcome_of, reason_of
 from analytics_core.host.health import RUNNING, Health
 from analytics_core.host.present import Present
-from analytics_core.host.reload import Reload, aside, retired
+from analytics_core.host.reload import Reload, aside, gap, retired
 from analytics_core.host.runtime import Runtime
+from analytics_core.lanes.lane import Lane
 
 _STOPPED: Final = "its host is stopping"
 
@@ -25,7 +26,8 @@ _log = structlog.get_logger(__name__)
 class Trial:
     """A change whose generation begins from the checkpoint, after generation ``before`` was stopped or has failed.
 
-    ``fallback`` runs again when the new one does not come to run. `ended` may block; what is told then is the receipt.
+    ``fallback`` runs again when the new one does not come to run; ``left_at`` is up to where it has committed.
+    `ended` may block; what is told then is the receipt.
     """
 
     def __init__(
@@ -33,12 +35,16 @@ class Trial:
         change: Change,
         before: int,
         fallback: Runtime | None,
+        left_at: int | None,
         seconds: dict[str, float],
         settle: Callable[[ReloadReceipt], None],
     ) -> None:
         self.change = change
         self.fallback = fallback
+        self.resumed_at: int | None = None
+        """Where its lane has gone on, once it has."""
         self._before = before
+        self._left_at = left_at
         self._seconds = seconds
         self._settle = settle
         self._began = time.monotonic()
@@ -55,8 +61,9 @@ class Trial:
             outcome = "active"
             reason = "" if self.fallback is not None else "nothing ran that could be handed over"
             survivors = retired(self.fallback, [], lambda _: True) if self.fallback is not None else ()
-        told = ended(self.change.runtime, self._before, outcome, reason, seconds=self._seconds, survivors=survivors)
-        self._settle(told)
+        lost = gap(self._left_at, self.resumed_at)
+        figures = {"seconds": self._seconds, "events_lost": lost, "survivors": survivors}
+        self._settle(ended(self.change.runtime, self._before, outcome, reason, **figures))
 
     def superseded(self, reason: str) -> None:
         """Something else takes its place before it has come to run."""
@@ -71,6 +78,11 @@ class Carrier(Protocol):
 
     @property
     def present(self) -> Present: ...
+
+    @property
+    def lane(self) -> Lane | None:
+        """That of the present or the last attempt."""
+        ...
 
     def carrier(self) -> Attempt | None:
         """The attempt that runs now and may carry the next generation on."""
@@ -209,7 +221,9 @@ class Succession:
 
     def _begin(self, change: Change, fallback: Runtime | None, seconds: dict[str, float]) -> None:
         before = self._life.present.runtime.generation if fallback is None else fallback.generation
-        trial = Trial(change, before, fallback, seconds, lambda receipt: self._settle(change, receipt))
+        lane = self._life.lane
+        left_at = lane.committed if lane is not None else None
+        trial = Trial(change, before, fallback, left_at, seconds, lambda receipt: self._settle(change, receipt))
         with self._lock:
             self._trial, self._reload = trial, None
         self._life.begin(trial)

@@ -288,6 +288,8 @@ class Life:
             if attempt.over:
                 return
             attempt.running = True
+            if self._trial is not None and attempt.lane is not None:
+                self._trial.resumed_at = attempt.lane.position
             fresh = self._trial is not None or self.health.state in ("starting", "reloading")
             if fresh or "process" not in self.hooks:
                 self.standing.well(self.hooks, attempt.runtime.generation)

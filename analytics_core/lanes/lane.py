@@ -133,6 +133,11 @@ class Lane:
             self._commit(fold)
         return self._checkpoint
 
+    @property
+    def committed(self) -> int:
+        """The position up to which results and state are durable."""
+        return self._checkpoint.position
+
     def sample(self, position: int, rows: int) -> int:
         """Where to read about ``rows`` events: from ``position`` on when there are any, else those before it."""
         return position if self._log.durable > position else max(min(self._log.first, position), position - rows)

@@ -329,7 +329,7 @@ def test_a_plugin_of_which_no_two_may_be_is_stopped_first(house: House, tmp_path
             save(body.replace("value=self.n,", "value=2 * self.n,"))
             await refreshed(host)
             found = await receipt(host, "counting")
-            assert (found.outcome, found.reason) == ("active", "")
+            assert (found.outcome, found.reason, found.events_lost) == ("active", "", 0)
             assert list(found.seconds) == ["stop", "begin"]
             house.add(4)
             await until(lambda: house.value("counting") == 14, "twice seven")
