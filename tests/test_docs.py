@@ -6,63 +6,34 @@ import asyncio
 import gzip
 import json
 import re
-import shlex
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from analytics_core.cli import _COMMANDS
+from analytics_core.cli.plugins import _COMMANDS as _PLUGIN_COMMANDS
+from analytics_core.config import Lanes
+from analytics_core.host.budget import CALL_COST, RestartPolicy
+from analytics_core.host.change import Outcome, Strategy
+from analytics_core.host.health import State
+from analytics_core.host.loopwatch import BLOCKED_SECONDS
+from analytics_core.host.process_runtime import DEFAULT_MEMORY_MB
+from analytics_core.manifest import PluginManifest
+from tests.docs_house import README, blocks, commands, curl, prose, section
 from tests.flow.server_house import ROOT, ServerHouse, equals, house, socket_of, stream_of
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-PLACEHOLDER = "localhost:4000"
+TUTORIAL = section("## Your first plugin, in ten minutes")
+"""Run by test_tutorial.py."""
 
-
-class Block(NamedTuple):
-    language: str
-    text: str
-
-    @property
-    def path(self) -> str:
-        """The file that its first line names in a comment, or nothing."""
-        found = re.match(r"# ([\w./-]+)\n", self.text)
-        return found[1] if found else ""
-
-
-BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)]
+BLOCKS = blocks(README.replace(TUTORIAL, ""))
 FILES = {block.path: block.text for block in BLOCKS if block.path}
-PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.DOTALL | re.MULTILINE)
-
-
-class Command(NamedTuple):
-    words: list[str]
-    output: str
-
-
-def commands() -> Iterator[Command]:
-    """What is typed after ``$`` in console blocks, with the lines that are shown for it."""
-    for block in BLOCKS:
-        if block.language != "console":
-            continue
-        for typed in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
-            lines = typed.splitlines(keepends=True)
-            for count in range(1, len(lines) + 1):
-                try:
-                    words = shlex.split("".join(lines[:count]), comments=True)
-                except ValueError:  # a quotation goes on in the next line
-                    continue
-                yield Command(words, "".join(lines[count:]).strip())
-                break
-            else:
-                raise AssertionError(f"no end of the command: {typed}")
+PROSE = prose(README)
 
 
 def table(header: str) -> list[list[str]]:
@@ -87,7 +58,7 @@ def test_every_make_target_exists() -> None:
 
 
 def test_every_command_exists() -> None:
-    spoken = [" ".join(command.words) for command in commands()] + quoted(PROSE) + quoted(CHANGELOG)
+    spoken = [" ".join(command.words) for command in commands(blocks(README))] + quoted(PROSE) + quoted(CHANGELOG)
     named = {word for text in spoken if text.startswith("analytics ") for word in re.findall(r"[a-z]+", text)[1:2]}
     assert {"serve", "import", "plugins"} <= named
     (listed,) = [text for text in quoted(CHANGELOG) if text.startswith("analytics ")]
@@ -105,6 +76,56 @@ def test_every_variable_is_read_with_the_default_that_is_told() -> None:
         known = {str(Path(found[1] or ".")).lower() for found in held.values() if found}
         for default in quoted(defaults):
             assert str(Path(default)).lower() in known, f"{variables}: the default is not {default}"
+
+
+def test_every_variable_of_the_host_is_told() -> None:
+    written = (ROOT / "manifests" / "host.yaml").read_text(encoding="utf-8")
+    host = written[written.index("\nkind: host") : written.index("\nbackends:")]
+    read = set(re.findall(r"\$\{([A-Z]\w+)", host))
+    assert read == {name for row in table("variable") for name in quoted(row[0])}
+
+
+def test_every_plugin_command_is_told() -> None:
+    told = {name.split()[2] for row in table("command") for name in quoted(row[0])}
+    assert told == set(_PLUGIN_COMMANDS)
+
+
+def test_every_state_outcome_strategy_and_key_is_told() -> None:
+    def first_cells(header: str) -> set[str]:
+        return {name for row in table(header) for name in quoted(row[0])}
+
+    assert first_cells("state") == set(get_args(State))
+    assert first_cells("outcome") == set(get_args(Outcome))
+    assert first_cells("strategy") == set(get_args(Strategy))
+    keys = {name.partition(".")[0] for name in first_cells("key of `plugin.yaml`")}
+    required = {"manifest", "name", "title", "description", "entry"}
+    assert keys | required == set(PluginManifest.__struct_fields__)
+
+
+def test_the_figures_of_the_budget_are_those_of_the_host() -> None:
+    policy = RestartPolicy()
+    faults = " ".join(section("### Faults").split())
+    assert Lanes().checkpoint_seconds == 5, "which the README writes as a word"
+    for told in (
+        f"`memory_mb` is {DEFAULT_MEMORY_MB}, `call_seconds` is {Lanes().hang_seconds:g} ",
+        f"for {BLOCKED_SECONDS:g} s",
+        f"after {policy.backoff:g} s, then after twice as long, up to {policy.backoff_most:g} s",
+        f"{policy.failures} errors and {policy.hangs} calls",
+        f"every {policy.refill:g} s",
+        f"costs {CALL_COST:g} of an error",
+        f"rests for {policy.cool_down:g} s",
+        f"up to {policy.cool_down_most / 60:g} minutes",
+    ):
+        assert told in faults, told
+
+
+def test_every_link_within_leads_to_a_heading() -> None:
+    headings = re.findall(r"^#+ (.+)$", PROSE, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]+)\)", README))
+    assert links
+    assert links <= anchors
+    assert len(headings) == len(set(headings))
 
 
 def test_every_folder_exists() -> None:
@@ -167,36 +188,14 @@ def server(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         yield made.start()
 
 
-def curl(words: list[str], server: ServerHouse) -> HTTPResponse:
-    """The request that curl would send. An option that is not known here fails."""
-    url, headers, body = "", {}, None
-    rest = iter(words[1:])
-    for word in rest:
-        match word:
-            case "-s" | "-N":
-                pass
-            case "-H":
-                name, _, value = next(rest).partition(": ")
-                headers[name] = value
-            case "-d":
-                body = next(rest).encode()
-            case _:
-                assert not word.startswith("-"), word
-                url = word
-    assert PLACEHOLDER in url
-    url = "http://" + url.removeprefix("http://").replace(PLACEHOLDER, f"127.0.0.1:{server.port}")
-    reply: HTTPResponse = urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=30)
-    return reply
-
-
 @pytest.mark.server
 def test_the_curl_examples(tmp_path: Path) -> None:
-    examples = [command for command in commands() if command.words[0] == "curl"]
+    examples = [command for command in commands(BLOCKS) if command.words[0] == "curl"]
     assert len(examples) >= 4
     with house(tmp_path) as made:  # of its own: the first example says which position it is given
         made.start()
-        for words, output in examples:
-            with curl(words, made) as reply:
+        for _, words, output in examples:
+            with curl(words, made.port) as reply:
                 assert reply.status in (200, 202), words
                 if reply.headers["Content-Type"].startswith("text/event-stream"):
                     assert reply.readline()
@@ -232,10 +231,10 @@ def test_the_metric_manifest(server: ServerHouse) -> None:
 @pytest.mark.server
 def test_every_operation_that_is_named_is_there(server: ServerHouse) -> None:
     document = server.get("/api/v1/openapi.json")["paths"]
-    named = re.findall(r"(GET|POST) (/[\w/{}.-]+)", README)
-    assert len(named) > 8
-    for method, path in named:
-        assert method.lower() in document.get(path, {}), f"{method} {path}"
+    named = set(re.findall(r"(GET|POST|DELETE) (/[\w/{}.-]+)", README))
+    offered = {(method.upper(), path) for path, methods in document.items() for method in methods}
+    assert named <= offered
+    assert {(method, path) for method, path in offered if path.startswith("/api/v1/plugins/")} <= named
     statuses = {int(status) for row in table("answer") for status in re.findall(r"\d{3}", row[0])}
     assert statuses | {401, 403} == {int(status) for status in document["/api/v1/events"]["post"]["responses"]}
     analyses = {entry["name"] for entry in server.get("/api/v1/analyses")["analyses"]}
@@ -262,7 +261,7 @@ def test_the_script_listens_to_what_is_sent(server: ServerHouse) -> None:
 
 @pytest.mark.server
 def test_the_import(server: ServerHouse, tmp_path: Path) -> None:
-    (command,) = [c.words for c in commands() if c.words[:2] == ["analytics", "import"]]
+    (command,) = [c.words for c in commands(BLOCKS) if c.words[:2] == ["analytics", "import"]]
     file = tmp_path / command[2]
     properties = command[command.index("--properties") + 1].split(",")
     lines = [",".join(["user_id", "event", "timestamp", *properties, "other"])]
@@ -292,4 +291,4 @@ def cli(server: ServerHouse, *arguments: str, cwd: Path = ROOT) -> str:
 def test_the_blocks_are_all_of_a_kind_that_is_tested() -> None:
     assert {block.language for block in BLOCKS} == {"console", "python", "yaml", "toml", "js"}
     assert {b.path for b in BLOCKS if b.language in ("python", "yaml", "toml")} == set(FILES)
-    assert {command.words[0] for command in commands()} == {"curl", "make", "analytics"}
+    assert {command.words[0] for command in commands(BLOCKS)} == {"curl", "make", "analytics"}
