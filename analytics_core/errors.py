@@ -299,9 +299,6 @@ class PluginError(AnalyticsError):
 class RestartRequiredError(PluginError):
     """A change that a running process cannot take in: only a new process of the host can."""
 
-    def __init__(self, plugin: str, problem: str) -> None:
-        super().__init__(plugin, f"restart_required: {problem}")
-
 
 class HookRefusedError(PluginError):
     """A load-time refusal: the plugin's hooks do not fit the specification."""

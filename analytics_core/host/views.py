@@ -70,7 +70,7 @@ def analyses_of(choice: Choice) -> list[AnalysisSpec]:
 def announce(transition: Transition, state: StateStore, bus: Bus) -> None:
     """A transition as one log line, one record (the document ``plugin`` of no tenant) and one push."""
     plugin = transition.plugin
-    _log.info("plugin_state", **msgspec.structs.asdict(transition))
+    _log.info("plugin_state", **msgspec.to_builtins(transition))
     body = msgspec.json.encode(transition)
     try:
         state.document("", "plugin", plugin, body)
@@ -82,7 +82,7 @@ def announce(transition: Transition, state: StateStore, bus: Bus) -> None:
 
 def record(receipt: ReloadReceipt, state: StateStore) -> None:
     """A receipt as one log line and one record: the document ``reload`` of the plugin."""
-    _log.info("plugin_reload", **msgspec.structs.asdict(receipt))
+    _log.info("plugin_reload", **msgspec.to_builtins(receipt))
     try:
         state.document("", "reload", receipt.plugin, msgspec.json.encode(receipt))
     except StorageError as error:

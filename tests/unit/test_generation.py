@@ -321,7 +321,7 @@ def test_the_reason_names_the_innermost_line_of_the_plugin(package: Package) -> 
 def test_a_c_extension_inside_the_package_needs_a_restart(package: Package) -> None:
     package.write(plugin=PLUGIN)
     (package.directory / f"fast{EXTENSION_SUFFIXES[0]}").write_bytes(b"\x7fELF")
-    with pytest.raises(PluginError, match=rf"restart_required: .*fast{EXTENSION_SUFFIXES[0]} is a C extension"):
+    with pytest.raises(PluginError, match=rf".*fast{EXTENSION_SUFFIXES[0]} is a C extension"):
         package.load()
 
 
