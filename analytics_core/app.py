@@ -22,7 +22,6 @@ from typing import NamedTuple
 import structlog
 import uvloop
 from aiohttp import web
-from msgspec import UnsetType
 
 from analytics_core.api import Services, build, runner
 from analytics_core.bus.memory import MemoryBus
@@ -37,7 +36,6 @@ from analytics_core.host.provenance import check_lock
 from analytics_core.host.reloader import Reloader
 from analytics_core.host.replays import Replays
 from analytics_core.intake import Intake
-from analytics_core.lake import RetentionPolicy
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.lanes.live_metrics import LiveMetrics
 from analytics_core.lanes.outbox import OutboxReader
@@ -46,11 +44,11 @@ from analytics_core.live import Live
 from analytics_core.log.dedup import Deduplicator
 from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.logs import configure_logging
-from analytics_core.manifest import Deployment, read_deployment
+from analytics_core.manifest import read_deployment
 from analytics_core.metrics.live import LiveWindows
 from analytics_core.queries.analyses import Analyses
+from analytics_core.queries.declarations import Declarations
 from analytics_core.queries.history import History
-from analytics_core.queries.series import MetricQueries
 from analytics_core.queries.submissions import Submissions
 from analytics_core.state.sqlite import SqliteState
 from analytics_core.state.sqlite_side import SqliteSides
@@ -62,24 +60,27 @@ _GC_THRESHOLDS = (50_000, 20, 20)
 """One request of 1,000 events makes more objects than the usual threshold of 700; nearly none of them are cycles."""
 
 
-def serve(settings: Settings, *, ready: Callable[[], None] | None = None) -> None:
+def serve(load: Callable[[], Settings], *, ready: Callable[[], None] | None = None) -> None:
     """Run the host until SIGINT or SIGTERM. ``ready`` is called once it answers.
+
+    ``load`` gives the settings now, and later those that a restart would bring.
 
     :raises ConfigError: before anything is opened.
     :raises StorageError: for storage that cannot be used: a log that another process owns, or one that is corrupt.
     """
+    settings = load()
     check_exposure(settings)
     check_lock(settings)
     configure_logging(settings.logging, sys.stderr)
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()  # what the imports have made stays, and no later collection looks at it; plugins come after, and may go
     try:
-        uvloop.run(_serve(settings, ready))
+        uvloop.run(_serve(settings, load, ready))
     finally:
         gc.unfreeze()
 
 
-async def _serve(settings: Settings, ready: Callable[[], None] | None) -> None:
+async def _serve(settings: Settings, load: Callable[[], Settings], ready: Callable[[], None] | None) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_QUESTIONS_AT_ONCE, thread_name_prefix="question"))
     stop: asyncio.Future[None] = loop.create_future()
@@ -90,7 +91,7 @@ async def _serve(settings: Settings, ready: Callable[[], None] | None) -> None:
         loop.call_soon_threadsafe(_end, stop, error)
 
     async with AsyncExitStack() as stack:
-        services = await open_services(settings, stack, on_fatal)
+        services = await open_services(settings, load, stack, on_fatal)
         url = await listen(services, stack)
         guard = services.host.guard
         guard.ready()
@@ -126,14 +127,17 @@ class Storage(NamedTuple):
 
 
 async def open_services(
-    settings: Settings, stack: AsyncExitStack, on_fatal: Callable[[StorageError], None]
+    settings: Settings, load: Callable[[], Settings], stack: AsyncExitStack, on_fatal: Callable[[StorageError], None]
 ) -> Services:
     """Open storage, plugins and lanes on the running loop; ``stack`` closes them.
 
-    ``on_fatal`` is told, from a thread, when the host cannot go on: the log is corrupt.
+    ``load`` gives the settings that a restart would bring. ``on_fatal`` is told, from a thread, when the host cannot go
+    on: the log is corrupt.
     """
     deployment = await asyncio.to_thread(read_deployment, settings.manifests_dir, environ)
     log, dedup, lake, state, bus, outbox = store = await _open_storage(settings, stack)
+    history = History(log, lake, log_directory=log.directory)
+    declarations = Declarations(history, state, deployment)
     journal = Journal(settings.storage.data_dir / "starts.jsonl")
     guard = BootGuard(journal, safe_mode=settings.plugins.safe_mode)
     stack.callback(guard.end)
@@ -141,10 +145,10 @@ async def open_services(
     stack.push_async_callback(host.close)
     await host.start()
     await asyncio.to_thread(_tell_idle_patterns, settings)
-    writer = _store_writer(settings, deployment, store, stack, on_fatal)
-    history = History(log, lake, log_directory=log.directory)
-    metrics = MetricQueries(history, state, deployment)
-    live_metrics = LiveMetrics(log, bus, LiveWindows(metrics.definitions.values()))
+    writer = _store_writer(settings, declarations, store, stack, on_fatal)
+    windows = LiveWindows(declarations.now.metrics.definitions.values())
+    declarations.follow(lambda now: windows.declare(now.metrics.definitions.values()))
+    live_metrics = LiveMetrics(log, bus, windows)
     live_metrics.start()
     stack.push_async_callback(asyncio.to_thread, live_metrics.stop)
     intake = Intake(settings.intake, log, dedup, host)
@@ -154,19 +158,20 @@ async def open_services(
     stack.push_async_callback(submissions.close)
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     stack.callback(live.close)
-    reloader = await _watch(settings, deployment, host, stack)
+    reloader = Reloader(host, settings, deployment, environ=environ, load=load, apply=declarations.apply)
+    await _watch(settings, reloader, stack)
     outbox.start()  # last: what a crash has left unpublished is for those who listen now
     return Services(
         settings=settings,
-        deployment=deployment,
+        declarations=declarations,
+        manifests=reloader.view,
         intake=intake,
         host=host,
         replays=await _replays(settings, host, store, stack),
         caretaker=Caretaker(host, settings, environ, reloader.look),
         lanes=lambda: [writer.view(), live_metrics.view(), *host.lanes()],
         history=history,
-        metrics=metrics,
-        analyses=Analyses(host, history, metrics),
+        analyses=Analyses(host, history, lambda: declarations.now.metrics),
         submissions=submissions,
         state=state,
         live=live,
@@ -179,20 +184,22 @@ async def open_services(
 
 def _store_writer(
     settings: Settings,
-    deployment: Deployment,
+    declarations: Declarations,
     store: Storage,
     stack: AsyncExitStack,
     on_fatal: Callable[[StorageError], None],
 ) -> StoreWriter:
+    days = settings.storage.retention_days
     writer = StoreWriter(
         store.log,
         store.lake,
         settings.storage,
         dedup_floor=lambda: store.dedup.floor,
-        policy=_retention(settings, deployment),
+        policy=declarations.now.retention(days),
         forget=store.state.forget,
         on_fatal=on_fatal,
     )
+    declarations.follow(lambda now: writer.retain_by(now.retention(days)))
     writer.start()
     stack.push_async_callback(asyncio.to_thread, writer.stop)
     return writer
@@ -207,14 +214,21 @@ async def _replays(settings: Settings, host: PluginHost, store: Storage, stack: 
     return replays
 
 
-async def _watch(settings: Settings, deployment: Deployment, host: PluginHost, stack: AsyncExitStack) -> Reloader:
-    """What takes changed plugins into the running host; by itself, unless the operator does not want it."""
-    watch = settings.plugins.watch
-    reloader = Reloader(host, settings.manifests_dir, environ, deployment, polling=watch == "poll")
-    if watch != "off":
-        await asyncio.to_thread(reloader.start)
+async def _watch(settings: Settings, reloader: Reloader, stack: AsyncExitStack) -> None:
+    """Take what changes into the running host, unless the operator does not want that.
+
+    Returns before it watches: no request waits for that.
+    """
+    if settings.plugins.watch != "off":
         stack.push_async_callback(asyncio.to_thread, reloader.stop)
-    return reloader
+        starting = asyncio.create_task(asyncio.to_thread(reloader.start))  # its look finds what comes until then
+        starting.add_done_callback(_tell_unwatched)
+        stack.push_async_callback(asyncio.wait, [starting])
+
+
+def _tell_unwatched(starting: asyncio.Task[None]) -> None:
+    if not starting.cancelled() and (error := starting.exception()) is not None:
+        _log.error("watch_failed", problem=str(error), exc_info=error)
 
 
 def _tell_idle_patterns(settings: Settings) -> None:
@@ -279,9 +293,3 @@ async def listen(services: Services, stack: AsyncExitStack) -> str:
         raise ConfigError("server", f"cannot listen on {where}: {error.strerror}; set ANALYTICS_PORT") from error
     port = running.addresses[0][1]
     return f"http://{server.host}:{port}"
-
-
-def _retention(settings: Settings, deployment: Deployment) -> RetentionPolicy:
-    told = {name: tenant.retention_days for name, tenant in deployment.tenants.items()}
-    tenants = {name: days for name, days in told.items() if not isinstance(days, UnsetType)}
-    return RetentionPolicy(settings.storage.retention_days, tenants)

@@ -107,9 +107,9 @@ class Reloader:
     def _wait_for_restart(self, keys: tuple[str, ...]) -> None:
         before, self._view = self._view.restart_required, ManifestsView("", keys)
         if keys and keys != before:
-            _log.warning("restart_required", keys=list(keys))
+            _log.warning("restart_required", waiting=list(keys))
         elif before and not keys:
-            _log.info("restart_not_required", keys=list(before))
+            _log.info("restart_not_required", back=list(before))
 
 
 def _changes(before: Deployment, after: Deployment) -> Iterator[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import msgspec
 import structlog
@@ -56,6 +56,13 @@ class Windows(Protocol):
 
     def add(self, batch: EventBatch) -> None: ...
 
+    def renew(self, catch_up: Callable[[Self], None]) -> frozenset[str] | None:
+        """Follow changed definitions: the metrics whose figures hold no longer; None when nothing has changed.
+
+        ``catch_up`` is given windows of the new definitions alone, to begin and to bring to where the lane is.
+        """
+        ...
+
     def changes(self) -> Iterable[Change]:
         """What differs from the figures given last."""
         ...
@@ -75,7 +82,8 @@ class LiveMetrics:
     """Reads the log from the current minute on and publishes each figure that changed, at most every 50 ms.
 
     It keeps no checkpoint: after a restart the current minute is read again, so its window is complete. A slow bus
-    cannot hold it up, since `Bus.publish` never blocks. Figures are pushes only; history answers questions.
+    cannot hold it up, since `Bus.publish` never blocks. Figures are pushes only; history answers questions. Between two
+    reads it follows changed definitions: what is new is counted from the log, likewise from the current minute on.
 
     Whatever fails is logged and shown as the reason, and the next round goes on; a damaged log alone ends the lane.
     """
@@ -122,7 +130,7 @@ class LiveMetrics:
         while not self._stopping.is_set():
             try:
                 if not begun:
-                    self._position = self._first_position()
+                    self._position = self._begin(self._windows, self._log.durable)
                     begun = True
                 self._round()
                 self._state, self._reason = "running", ""
@@ -138,13 +146,13 @@ class LiveMetrics:
 
     def _round(self) -> None:
         """The first figure after a quiet time goes out at once; while events flow, all of one pace go together."""
-        if self._log.wait(self._position, _WAIT_SECONDS) <= self._position:
-            return
+        news = behind = self._log.wait(self._position, _WAIT_SECONDS) > self._position
         begun = time.monotonic()
-        while (behind := self._read()) and time.monotonic() - begun < _PACE_SECONDS:
+        while behind and (behind := self._read()) and time.monotonic() - begun < _PACE_SECONDS:
             pass
-        self._publish()
-        if not behind:
+        if self._renew() or news:
+            self._publish()
+        if news and not behind:
             self._stopping.wait(rest_after(time.monotonic() - begun))
 
     def _read(self) -> bool:
@@ -165,6 +173,25 @@ class LiveMetrics:
             raise
         self._events += sum(map(len, grouped))
         return bool(batches)
+
+    def _renew(self) -> bool:
+        """Follow changed definitions; whether there were any. The position is between two batches."""
+        gone = self._windows.renew(self._catch_up)
+        if gone is None:
+            return False
+        self._latest = {
+            tenant: {metric: held for metric, held in metrics.items() if metric not in gone}
+            for tenant, metrics in self._latest.items()
+        }
+        _log.info("live_metrics_changed", metrics=sorted(gone), position=self._position)
+        return True
+
+    def _catch_up(self, windows: Windows) -> None:
+        at = self._begin(windows, self._position)
+        while at < self._position:
+            batches, at = self._log.read(at, min(_WINDOW_ROWS, self._position - at))
+            for batch in Tenants().regroup(batches) or batches[-1:]:
+                windows.add(batch)
 
     def _publish(self) -> None:
         fresh: dict[str, dict[str, tuple[int, dict[str, Any]]]] = {}
@@ -188,24 +215,26 @@ class LiveMetrics:
             self._oldest = self._windows.oldest
             self._latest = _since(self._oldest, {**self._latest, **fresh})
 
-    def _first_position(self) -> int:
-        """A position from which the whole current minute is read: back from the end in steps that double."""
-        durable = self._log.durable
+    def _begin(self, windows: Windows, end: int) -> int:
+        """A position from which the whole current minute is read: back from ``end`` in steps that grow fourfold.
+
+        ``windows`` begin with that minute; with the next one when its events are no longer all there.
+        """
         since = datetime.now(UTC).replace(second=0, microsecond=0)
-        step, at = 1_024, durable
-        while at > self._log.first and durable - at < _FARTHEST:
-            at = max(self._log.first, durable - step)
+        step, at = 1_024, end
+        while at > self._log.first and end - at < _FARTHEST:
+            at = max(self._log.first, end - step)
             try:
                 batches, _ = self._log.read(at, 1)
             except TrimmedError:
                 continue
             if batches and batches[0].watermark < since:
-                self._windows.begin(since)
+                windows.begin(since)
                 return at
             step *= 4
         if at:  # the minute's begin is no longer in the log, or too far back
             since += timedelta(minutes=1)
-        self._windows.begin(since if at else moment(0))
+        windows.begin(since if at else moment(0))
         return at
 
 

@@ -28,7 +28,8 @@ class HeldRetention(Struct, frozen=True):
 class Maintenance:
     """Compaction, retention, forgetting and vacuum, one after the other every ``seconds`` on a thread of its own.
 
-    ``now`` is its clock. ``forget`` is called once a day, after retention: what was found lasts as long as the events.
+    ``now`` is its clock. ``forget`` is called once a day and for each new policy, after retention: what was found lasts
+    as long as the events.
     """
 
     def __init__(
@@ -44,12 +45,25 @@ class Maintenance:
         self._policy = policy
         self._now = now
         self._forget = forget
-        self._forgotten: datetime | None = None
-        self._confirmed = False
+        self._forgotten: tuple[datetime, RetentionPolicy] | None = None
+        self._held: tuple[RetentionPolicy, Sequence[HeldRetention]] = (policy, ())
+        self._confirmed: RetentionPolicy | None = None
         self._stopping = threading.Event()
         self._due = threading.Event()
-        self.held: Sequence[HeldRetention] = ()
         self.reason = ""
+
+    @property
+    def held(self) -> Sequence[HeldRetention]:
+        """What the present policy would drop and waits for the operator."""
+        policy, held = self._held
+        return held if policy is self._policy else ()
+
+    def follow(self, policy: RetentionPolicy) -> None:
+        """Retain by ``policy``, soon and from then on. What the one before held or was confirmed holds no longer."""
+        if policy != self._policy:
+            self._policy = policy
+            self._due.set()
+            _log.info("retention_changed", days=policy.days, tenants=policy.by_tenant)
 
     def stop(self) -> None:
         """Break off what is under way; `run` returns."""
@@ -58,9 +72,10 @@ class Maintenance:
 
     def confirm(self) -> bool:
         """Let the held retention go on, soon and on the thread of `run`; False when nothing is held."""
-        if not self.held:
+        policy, held = self._held
+        if policy is not self._policy or not held:
             return False
-        self._confirmed = True
+        self._confirmed = policy
         self._due.set()
         return True
 
@@ -70,15 +85,19 @@ class Maintenance:
             self._due.wait(self._seconds)
             self._due.clear()
             if not self._stopping.is_set():
-                confirmed, self._confirmed = self._confirmed, False
-                self.once(confirmed=confirmed)
+                confirmed, self._confirmed = self._confirmed, None
+                self._run_parts(self._policy, confirmed)
 
     def once(self, *, confirmed: bool) -> None:
         """A part that fails is logged and kept as ``reason`` until it works again; the others run."""
+        policy = self._policy
+        self._run_parts(policy, policy if confirmed else None)
+
+    def _run_parts(self, policy: RetentionPolicy, confirmed: RetentionPolicy | None) -> None:
         parts: list[tuple[str, Callable[[], int]]] = [
             ("compaction", lambda: self._store.compact(self._stopping.is_set)),
-            ("retention", lambda: self._retain(confirmed)),
-            ("forgetting", self._forget_old),
+            ("retention", lambda: self._retain(policy, confirmed is policy)),
+            ("forgetting", lambda: self._forget_old(policy)),
             ("vacuum", self._store.vacuum),
         ]
         problems = []
@@ -95,25 +114,25 @@ class Maintenance:
                     _log.info("lake_maintained", part=part, count=count)
         self.reason = "; ".join(problems)
 
-    def _retain(self, confirmed: bool) -> int:
+    def _retain(self, policy: RetentionPolicy, confirmed: bool) -> int:
         try:
-            dropped = self._store.retain(self._policy, self._now(), confirmed=confirmed)
+            dropped = self._store.retain(policy, self._now(), confirmed=confirmed)
         except RetentionHeldError as error:
-            self.held = tuple(HeldRetention(e.tenant, e.share, e.reason) for e in (error, *error.others))
+            self._held = policy, tuple(HeldRetention(e.tenant, e.share, e.reason) for e in (error, *error.others))
             raise
-        self.held = ()
+        self._held = policy, ()
         return dropped
 
-    def _forget_old(self) -> int:
+    def _forget_old(self, policy: RetentionPolicy) -> int:
         """By the same days as the events, and never by a clock that retention has doubted."""
         today = self._now().astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        if self._forget is None or self.held or today == self._forgotten:
+        if self._forget is None or self._held[1] or self._forgotten == (today, policy):
             return 0
 
         def before(days: int | None) -> datetime | None:
             return None if days is None else today - timedelta(days=days)
 
-        by_tenant = {tenant: before(days) for tenant, days in self._policy.by_tenant.items()}
-        count = self._forget(before(self._policy.days), by_tenant)
-        self._forgotten = today
+        by_tenant = {tenant: before(days) for tenant, days in policy.by_tenant.items()}
+        count = self._forget(before(policy.days), by_tenant)
+        self._forgotten = today, policy
         return count

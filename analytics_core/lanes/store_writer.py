@@ -240,6 +240,10 @@ class StoreWriter:
         """
         return self._maintenance.confirm()
 
+    def retain_by(self, policy: RetentionPolicy) -> None:
+        """Keep events by ``policy`` from now on; the next maintenance comes at once. What was held is asked anew."""
+        self._maintenance.follow(policy)
+
     def maintain(self, *, confirmed: bool = False) -> None:
         """Compact, retain, forget and vacuum once. ``confirmed``: a held retention goes on.
 

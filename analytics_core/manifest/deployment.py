@@ -18,7 +18,7 @@ from analytics_core.manifest.models import (
     TenantManifest,
 )
 from analytics_core.manifest.package import plugin_manifest
-from analytics_core.manifest.source import Document, read_documents
+from analytics_core.manifest.source import Document, Source, read_documents
 
 _DEPLOYED: Final[dict[str, type[MetricManifest | PluginSettingsManifest | TenantManifest]]] = {
     "metric": MetricManifest,
@@ -29,12 +29,16 @@ KINDS: Final = ("host", "metric", "plugin", "plugin-settings", "tenant")
 
 
 class Deployment(Struct, frozen=True):
-    """All documents of a manifests directory, by name. ``host`` is kept as written; `config` makes settings of it."""
+    """All documents of a manifests directory, by name. ``host`` is kept as written; `config` makes settings of it.
+
+    ``sources`` tells where each is written, by kind and name.
+    """
 
     host: dict[str, Any] = {}
     metrics: dict[str, MetricManifest] = {}
     plugins: dict[str, PluginSettingsManifest] = {}
     tenants: dict[str, TenantManifest] = {}
+    sources: dict[tuple[str, str], Source] = {}
 
 
 def read_file(path: Path, environ: Mapping[str, str] | None) -> list[Manifest]:
@@ -55,6 +59,7 @@ def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
     :raises ManifestError: for the first thing that is wrong, and for a name that two documents of one kind take.
     """
     holders: dict[tuple[str, str], str] = {}
+    sources: dict[tuple[str, str], Source] = {}
     found: dict[str, dict[str, Any]] = {"host": {}, "metric": {}, "plugin-settings": {}, "tenant": {}}
     for path in manifest_files(directory):
         for document in read_documents(path, environ):
@@ -70,8 +75,9 @@ def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
                 called = f"{kind} {name!r}" if name else kind
                 raise document.source.error((), f"{called} is declared already in {earlier}; rename or remove one")
             holders[kind, name] = where
+            sources[kind, name] = document.source
             found[kind][name] = manifest.values if isinstance(manifest, HostManifest) else manifest
-    return Deployment(found["host"].get("", {}), found["metric"], found["plugin-settings"], found["tenant"])
+    return Deployment(found["host"].get("", {}), found["metric"], found["plugin-settings"], found["tenant"], sources)
 
 
 def manifest_files(directory: Path) -> list[Path]:

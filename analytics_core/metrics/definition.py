@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from analytics_core.errors import ClashError, ManifestError, NotFoundError, ParameterError
-from analytics_core.manifest import MetricManifest
+from analytics_core.manifest import MetricManifest, Source
 from analytics_core.metrics.filters import Bind, Field, Filter, conjunction, short_form
 
 QUANTILES: Final = {"p50": 0.50, "p75": 0.75, "p90": 0.90, "p95": 0.95, "p99": 0.99}
@@ -71,10 +71,13 @@ class Definition(Struct, frozen=True):
         return Definition(self.name, self.aggregate, self.events, self.value, self.where, fields, self.unit)
 
 
-def define(metric: MetricManifest) -> Definition:
-    """:raises ManifestError: when the aggregate lacks its property or cannot take it, or a field or filter is none."""
+def define(metric: MetricManifest, source: Source | None = None) -> Definition:
+    """The definition that a manifest declares. ``source``, where it is written, is named by errors.
+
+    :raises ManifestError: when the aggregate lacks its property or cannot take it, or a field or filter is none.
+    """
     if metric.property is None and metric.aggregate not in ("count", "unique"):
-        raise ManifestError(f"metric {metric.name!r}", "property", f"{metric.aggregate} needs the property to take")
+        raise _refusal(metric, source, "property", f"{metric.aggregate} needs the property to take")
     events = (metric.event,) if metric.event is not None else metric.events
     try:
         people = metric.aggregate == "unique" and metric.property in (None, "user_id", "userId")
@@ -96,8 +99,17 @@ def define(metric: MetricManifest) -> Definition:
             unit=metric.unit,
         )
     except ParameterError as error:
-        where, _, problem = str(error).partition(": ")
-        raise ManifestError(f"metric {metric.name!r}", where, problem) from None
+        problem = str(error).removeprefix(f"{error.parameter}: ")
+        raise _refusal(metric, source, error.parameter, problem) from None
+
+
+def _refusal(metric: MetricManifest, source: Source | None, key: str, problem: str) -> ManifestError:
+    """``key`` is one of the manifest, or ``where.``, a key of that, and which part of its filter is wrong."""
+    if source is None:
+        return ManifestError(f"metric {metric.name!r}", key, problem)
+    first, _, rest = key.partition(".")
+    filtered = [name for name in metric.where or {} if f"{rest}.".startswith(f"{name}.")]
+    return source.error((first, *sorted(filtered, key=len)[-1:]), problem)
 
 
 def _field(name: str, parameter: str) -> Field:

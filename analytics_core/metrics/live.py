@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -52,16 +52,36 @@ class _Tenant:
         self.broken.add((minute, metric))
         self.windows.get(minute, {}).pop(metric, None)
 
+    def drop(self, metrics: frozenset[str]) -> None:
+        """Forget these metrics. Events of such a name are shown as what they are, unless another takes the name."""
+        for held in self.windows.values():
+            for metric in metrics & held.keys():
+                del held[metric]
+        self.told = {k: value for k, value in self.told.items() if k[1][0] not in metrics}
+        self.touched = {k for k in self.touched if k[1][0] not in metrics}
+        self.touched |= {
+            (minute, (name, ())) for minute, names in self.names.items() for name in metrics & names.keys()
+        }
+        self.broken = {k for k in self.broken if k[1] not in metrics}
+
+    def adopt(self, other: _Tenant, metrics: frozenset[str]) -> None:
+        """Take the windows of ``metrics`` from the same tenant elsewhere."""
+        for minute, held in other.windows.items():
+            self.windows.setdefault(minute, {}).update(held)
+        self.touched |= {k for k in other.touched if k[1][0] in metrics}
+        self.broken |= other.broken
+
 
 class LiveWindows:
-    """The last ``keep`` minutes of every metric, by event time. For one thread.
+    """The last ``keep`` minutes of every metric, by event time. For one thread, but for `declare`.
 
     An event outside of these minutes, before or after the log's clock, belongs to history alone.
     """
 
     def __init__(self, definitions: Iterable[Definition], *, keep: int = 10, top_names: int = 200) -> None:
-        self._definitions = tuple(definitions)
+        self._definitions = self._wanted = tuple(definitions)
         self._declared = frozenset(d.name for d in self._definitions)
+        self._begins: dict[str, int] = {}
         self._keep = keep * MINUTE
         self._top = top_names
         self._since = 0
@@ -80,6 +100,39 @@ class LiveWindows:
     def begin(self, since: datetime) -> None:
         """Only windows from ``since`` on are shown: earlier ones would lack events that were read before."""
         self._since = -(-micros(since) // MINUTE) * MINUTE
+
+    def declare(self, definitions: Iterable[Definition]) -> None:
+        """Count these from the next `renew` on, and nothing else. From any thread."""
+        self._wanted = tuple(definitions)
+
+    def renew(self, catch_up: Callable[[LiveWindows], None]) -> frozenset[str] | None:
+        """Follow `declare`: the metrics whose figures hold no longer; None when nothing was declared.
+
+        What stays as it was goes on. ``catch_up`` begins the windows of what is new, and adds to them the events of
+        these windows that were added here. When it raises, nothing has changed.
+        """
+        wanted, known = self._wanted, self._definitions
+        if wanted is known:
+            return None
+        new = [definition for definition in wanted if definition not in known]
+        fresh = LiveWindows(new, keep=self._keep // MINUTE)
+        if new:
+            catch_up(fresh)
+        declared = frozenset(definition.name for definition in wanted)
+        gone = (self._declared - declared) | fresh._declared
+        self._definitions, self._declared = wanted, declared
+        kept = {name: begin for name, begin in self._begins.items() if name not in gone}
+        self._begins = {**kept, **dict.fromkeys(fresh._declared, fresh._since)}
+        self._adopt(fresh, gone)
+        return gone
+
+    def _adopt(self, fresh: LiveWindows, gone: frozenset[str]) -> None:
+        for held in self._tenants.values():
+            held.drop(gone)
+        for tenant, counted in fresh._tenants.items():
+            self._tenants.setdefault(tenant, _Tenant()).adopt(counted, fresh._declared)
+        kept = {name: problem for name, problem in self._problems.items() if name not in gone}
+        self._problems = {**kept, **fresh._problems}
 
     def add(self, batch: EventBatch) -> None:
         """Count the events of one tenant. An empty batch lets time pass."""
@@ -120,24 +173,27 @@ class LiveWindows:
                     del self._tenants[name]
 
     def _shown_names(self, state: _Tenant) -> frozenset[str]:
-        every = frozenset[str]().union(*state.names.values())
+        every = frozenset[str]().union(*state.names.values()) - self._declared
         if len(every) <= self._top:
             return every
         total: Counter[str] = Counter()
         for counted in state.names.values():
             total.update(counted)
+        for name in self._declared & total.keys():
+            del total[name]
         return frozenset(heapq.nlargest(self._top, total, key=total.__getitem__))
 
     def _count(self, state: _Tenant, minute: int, part: Part) -> None:
         self._count_names(state, minute, part.counts)
         for definition in self._definitions:
-            if (minute, definition.name) not in state.broken:
+            begun = minute >= self._begins.get(definition.name, 0)
+            if begun and (minute, definition.name) not in state.broken:
                 self._try_fold(state, minute, definition, part)
 
     def _count_names(self, state: _Tenant, minute: int, counts: dict[str, int]) -> None:
         held = state.names.setdefault(minute, Counter())
         for name, count in counts.items():
-            if name not in self._declared and (name in held or len(held) < MAX_NAMES):
+            if name in held or len(held) < MAX_NAMES:
                 held[name] += count
                 state.touched.add((minute, (name, ())))
 

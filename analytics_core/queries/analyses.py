@@ -68,13 +68,13 @@ class Answering(Protocol):
 
 
 class Analyses:
-    """Asks plugins on behalf of a tenant. ``metrics`` lets them read metrics by name."""
+    """Asks plugins on behalf of a tenant. ``metrics`` gives what lets them read metrics by name, once a question."""
 
     def __init__(
         self,
         host: Answering,
         history: History,
-        metrics: MetricSource | None = None,
+        metrics: Callable[[], MetricSource | None] = lambda: None,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -122,7 +122,7 @@ class Analyses:
         span = time_range(common.get("timeRange", DEFAULT_RANGE), zone, self._clock())
         filters = parse_filters(common.get("filters"))
         question = Question(analysis=name, tenant=tenant, range=span, parameters=own)
-        reader = await asyncio.to_thread(self._history.reader, tenant, span, filters, metrics=self._metrics)
+        reader = await asyncio.to_thread(self._history.reader, tenant, span, filters, metrics=self._metrics())
         try:
             answer = await self._host.insight(question, reader)
         except PluginError as error:

@@ -30,13 +30,19 @@ _SECOND: Final = 1_000_000
 
 
 class MetricQueries:
-    """Answers ``GET /api/v1/metrics``, and `Reader.metric` for plugins. Safe for use from any thread."""
+    """Answers ``GET /api/v1/metrics``, and `Reader.metric` for plugins. Safe for use from any thread.
+
+    What it knows of manifests never changes: another deployment has metric queries of its own.
+    """
 
     def __init__(self, history: History, state: StateStore, deployment: Deployment) -> None:
         """:raises ManifestError: for a metric manifest that cannot be computed."""
         self._history = history
         self._state = state
-        self._definitions = {name: define(metric) for name, metric in deployment.metrics.items()}
+        self._definitions = {
+            name: define(metric, deployment.sources.get(("metric", name)))
+            for name, metric in deployment.metrics.items()
+        }
         self._known: set[tuple[str, str]] = set()
         self._near: dict[str, tuple[float, list[str]]] = {}
 

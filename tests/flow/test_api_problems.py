@@ -26,6 +26,7 @@ from analytics_core.errors import (
     RejectedError,
     StorageError,
 )
+from analytics_core.host.reloader import ManifestsView
 from analytics_core.lanes.maintenance import HeldRetention
 from tests.flow.api_house import AUTH, House, opened
 
@@ -688,5 +689,26 @@ def test_text_plain_beacons_reach_intake() -> None:
             async with browser.post(house.url + "/api/v1/events", data=data) as answer:
                 assert answer.status == 202
             assert house.behind.asked[0][2]["content_type"] == "text/plain; charset=utf-8"
+
+    run(scenario())
+
+
+def test_health_names_what_became_of_the_manifests_to_operators_alone() -> None:
+    async def scenario() -> None:
+        async with opened(GUARDED) as house:
+            house.behind.manifests = ManifestsView("host.yaml: no", ("host.server.port: 1 -> 2",))
+            for key, reason, waiting in (
+                ("acme-operator", "host.yaml: no", ["host.server.port: 1 -> 2"]),
+                ("acme-reader", None, None),
+                (None, None, None),
+            ):
+                told = (await house.ask("GET", "/api/analytics/health", key)).body
+                assert told["components"]["manifests"] == {"status": "refused", "reason": reason, "lag": None}
+                assert told["restart_required"] == waiting
+                assert told["status"] == "degraded"
+            house.behind.manifests = ManifestsView("", ("host.server.port: 1 -> 2",))
+            told = (await house.ask("GET", "/api/analytics/health")).body
+            assert told["components"]["manifests"]["status"] == "restart_required"
+            assert told["status"] == "healthy"
 
     run(scenario())

@@ -318,3 +318,107 @@ def test_an_event_with_the_name_of_a_metric_does_not_take_its_place() -> None:
     held = windows()
     held.add(at_minute(0, "active_users", "page_view"))
     assert shown(held) == {("page_views", 0): 1, ("page_view", 0): 1}
+
+
+# --- definitions that change -----------------------------------------------------------------------------------------
+
+VIEWS, USERS = METRICS
+CLICKS = define(MetricManifest(name="clicks", event="click"))
+
+
+def figures(bus: Bus, metric: str) -> list[float]:
+    return [body["value"] for _, body in bus.seen if body["metric"] == metric]
+
+
+def test_a_new_metric_has_the_whole_current_minute_and_no_other_is_disturbed(log: SegmentLog) -> None:
+    bus, held = Bus(), LiveWindows(METRICS)
+    lane = LiveMetrics(log, bus, held)
+    lane.start()
+    now = datetime.now(UTC)
+    for _ in range(3):
+        post(log, {"event": "page_view", "user_id": "u1"}, {"event": "click"}, at=now)
+    bus.until(lambda _, b: (b["metric"], b["value"]) == ("page_views", 3))
+    held.declare([VIEWS, CLICKS])
+    assert bus.until(lambda _, b: b["metric"] == "clicks")["value"] == 3  # with no further event
+    post(log, {"event": "page_view", "user_id": "u2"}, {"event": "click"}, at=now)
+    bus.until(lambda _, b: (b["metric"], b["value"]) == ("page_views", 4))
+    lane.stop()
+    assert set(lane.latest("default")) == {"page_views", "page_view", "clicks", "click"}  # and no active_users
+    assert figures(bus, "clicks")[-1] == 4
+    assert figures(bus, "page_views") == sorted(set(figures(bus, "page_views")))  # on and on, none twice
+    assert set(figures(bus, "active_users")) == {1}
+    assert lane.view().events == 8
+
+
+def test_a_changed_metric_is_counted_anew_from_the_current_minute_on(log: SegmentLog) -> None:
+    bus, held = Bus(), LiveWindows([VIEWS])
+    lane = LiveMetrics(log, bus, held)
+    lane.start()
+    now = datetime.now(UTC)
+    begun = now.replace(second=0, microsecond=0).isoformat().replace("+00:00", "Z")
+    earlier = now - timedelta(minutes=2)
+    post(log, {"event": "page_view"}, {"event": "click"}, {"event": "click"}, at=earlier)
+    post(log, {"event": "page_view"}, {"event": "click"}, at=now)
+    bus.until(lambda _, b: b["metric"] == "page_views" and b["window"]["start"] == begun)
+    seen = len(bus.seen)
+    held.declare([define(MetricManifest(name="page_views", events=("page_view", "click")))])
+    bus.until(lambda _, b: (b["metric"], b["value"]) == ("page_views", 2))
+    post(log, {"event": "click", "timestamp": earlier}, {"event": "last"}, at=now)  # for a window that is not whole
+    bus.until(lambda _, b: b["metric"] == "last")
+    lane.stop()
+    shown = [(b["window"]["start"], b["value"]) for _, b in bus.seen[seen:] if b["metric"] == "page_views"]
+    assert shown == [(begun, 2)]
+
+
+def test_a_renewal_that_fails_changes_nothing_and_is_tried_again(
+    log: SegmentLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_metrics, "_RETRY_SECONDS", 0.01)
+    bus, held = Bus(), LiveWindows(METRICS)
+    lane = LiveMetrics(log, bus, held)
+    lane.start()
+    post(log, {"event": "page_view", "user_id": "u1"}, {"event": "click"}, at=datetime.now(UTC))
+    bus.until(lambda _, b: b["metric"] == "page_views")
+    begin, failed = LiveWindows.begin, threading.Event()
+
+    def failing(windows: LiveWindows, since: datetime) -> None:
+        if windows is not held and not failed.is_set():
+            failed.set()
+            raise OSError("no file")
+        begin(windows, since)
+
+    monkeypatch.setattr(LiveWindows, "begin", failing)
+    held.declare([*METRICS, CLICKS])
+    assert failed.wait(SECONDS)
+    assert bus.until(lambda _, b: b["metric"] == "clicks")["value"] == 1
+    lane.stop()
+    assert figures(bus, "page_views") == [1]
+
+
+def test_a_name_that_no_metric_has_any_more_is_the_events_again() -> None:
+    held = LiveWindows([define(MetricManifest(name="click", event="page_view"))])
+    held.add(at_minute(0, "click", "page_view", "page_view", "page_view"))
+    assert shown(held) == {("click", 0): 3, ("page_view", 0): 3}
+    held.declare([])
+    assert held.renew(lambda _: pytest.fail("nothing is new")) == {"click"}
+    assert shown(held) == {("click", 0): 1}
+    assert held.renew(lambda _: pytest.fail("nothing is new")) is None
+
+
+def test_labels_and_failures_come_with_the_windows_that_are_new() -> None:
+    by_plan = define(MetricManifest(name="by_plan", breakdown=("user_id",)))
+    held = LiveWindows(METRICS)
+    rows = [{"event": "page_view", "user_id": user, "timestamp": THIS_MINUTE} for user in ("a", "a", "b")]
+    held.add(batch(rows, watermark=THIS_MINUTE))
+    list(held.changes())
+    held.declare([*METRICS, by_plan, BROKEN])
+    assert held.renew(lambda fresh: fresh.add(batch(rows, watermark=THIS_MINUTE))) == {"by_plan", "broken"}
+    assert [(c.metric, c.labels, c.value) for c in held.changes()] == [
+        ("by_plan", {}, 3),
+        ("by_plan", {"user_id": "a"}, 2),
+        ("by_plan", {"user_id": "b"}, 1),
+    ]
+    assert held.problem.startswith("metric 'broken' cannot be counted (")
+    held.declare(METRICS)
+    held.renew(lambda _: None)
+    assert held.problem == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import resource
 import threading
 import time
@@ -398,3 +399,31 @@ def test_what_was_found_is_forgotten_with_the_events(log: SegmentLog, lake: Delt
     clock[0] += timedelta(days=1)
     copying.maintain()
     assert len(asked) == 2
+
+
+def test_another_policy_holds_at_once_and_what_was_held_by_the_one_before_is_not_confirmed(
+    log: SegmentLog, lake: DeltaStore, writer: Make
+) -> None:
+    log.append([batch(50, at=NOW - timedelta(days=100))], NOW)
+    log.append([batch(50, 50)], NOW)
+    rounds: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    class Retaining(Watched):
+        def vacuum(self) -> int:
+            rounds.put(None)
+            return self.store.vacuum()
+
+    copying = writer(store=Retaining(lake), policy=RetentionPolicy(days=None), now=lambda: NOW)
+    copying.flush()
+    copying.maintain()
+    rounds.get(timeout=20)
+    copying.retain_by(RetentionPolicy(days=None))
+    assert rounds.empty(), "the same policy is no news"
+    copying.retain_by(RetentionPolicy(days=90))
+    rounds.get(timeout=20)
+    assert [held.tenant for held in copying.held] == ["acme"]
+    copying.retain_by(RetentionPolicy(days=90, by_tenant={"acme": None}))
+    assert not copying.confirm_retention()
+    rounds.get(timeout=20)
+    assert not copying.held
+    assert in_lake(lake).num_rows == 100
