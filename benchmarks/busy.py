@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import run
+from benchmarks.packages import install
 from benchmarks.server import ROOT, Server
 
 _MANIFEST = """\
-kind: plugin
-manifest: 1
-name: busy
-entry: analytics_busy.plugin:Busy
 hooks: [process]
 isolation: thread
 """
@@ -24,7 +21,7 @@ _CODE = """\
 import time
 from analytics_core import hookimpl
 
-class Busy:
+class Plugin:
     @hookimpl
     def process(self, batch):
         end = time.monotonic() + 0.5
@@ -50,7 +47,8 @@ def _one(folder: Path, isolation: str | None, seconds: float) -> dict[str, float
     shutil.copytree(ROOT / "manifests", manifests)
     environ = {}
     if isolation:
-        environ["PYTHONPATH"] = str(_package(folder))
+        install(folder / "site", "busy", _CODE, _MANIFEST)
+        environ["PYTHONPATH"] = str(folder / "site")
         settings = f"kind: plugin-settings\nname: busy\nisolation: {isolation}\n"
         (manifests / "busy.yaml").write_text(settings)
     server = Server(folder / "data", environ, manifests)
@@ -61,21 +59,3 @@ def _one(folder: Path, isolation: str | None, seconds: float) -> dict[str, float
     finally:
         server.kill()
     return {"p50_ms": round(result.percentile(50) * 1000, 2), "p99_ms": round(result.percentile(99) * 1000, 2)}
-
-
-def _package(folder: Path) -> Path:
-    """A distribution as pip would leave it: the package, and beside it what says that it is a plugin."""
-    site = folder / "site"
-    package = site / "analytics_busy"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "plugin.yaml").write_text(_MANIFEST)
-    (package / "plugin.py").write_text(_CODE)
-    info = site / "analytics_busy-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: analytics-busy\nVersion: 0.1\n")
-    (info / "entry_points.txt").write_text("[analytics_core.plugins]\nbusy = analytics_busy:plugin.yaml\n")
-    (info / "RECORD").write_text(
-        "analytics_busy/__init__.py,,\nanalytics_busy/plugin.py,,\nanalytics_busy/plugin.yaml,,\n"
-    )
-    return site

@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -69,17 +69,22 @@ class Server:
         except subprocess.TimeoutExpired:
             self.kill()
 
-    def _family(self) -> list[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
+        """The server, and after it its plugin processes."""
         assert self.process is not None
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
     def cpu_seconds(self) -> float:
         """User and system time of the server and its plugin processes so far."""
-        return sum(sum(p.cpu_times()[:2]) for p in self._family())
+        return sum(sum(p.cpu_times()[:2]) for p in self.family())
 
     def rss_mb(self) -> float:
-        return float(sum(p.memory_info().rss for p in self._family()) / (1 << 20))
+        total = 0
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):  # that of a generation which was just retired
+                total += process.memory_info().rss
+        return total / (1 << 20)
 
     def get(self, path: str) -> dict[str, object]:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as reply:

@@ -43,7 +43,7 @@ Handover = Callable[[Lane, ComingIn], HandedOver]
 
 
 class ReloadReceipt(Struct, frozen=True):
-    """What one change did. ``seconds`` by phase; ``pause`` is how long the lane stood still for it, in seconds.
+    """What one change did. ``seconds`` by phase; ``pause`` is the longest that the lane stood still for it, in seconds.
 
     ``position``: where in the log the next generation has taken over, None when it began from a checkpoint or has no
     lane. ``events_lost``: how many positions lie between what the generation before had processed and where the next

@@ -52,7 +52,7 @@ class Connection:
             async with asyncio.timeout(seconds + _GRACE):
                 writer = await self._writer()
                 self._waiting[number] = future
-                writer.write(frame(number, "call", body))
+                writer.writelines(frame(number, "call", body))
                 await writer.drain()
                 word, raw = await future
         except TimeoutError:

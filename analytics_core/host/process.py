@@ -15,9 +15,10 @@ import msgspec
 import structlog
 
 from analytics_core.errors import HookTimeoutError, TrimmedError, WorkerDiedError
+from analytics_core.host.channel import Channel
 from analytics_core.host.children import ending, environment
 from analytics_core.host.connection import Connection
-from analytics_core.host.wire import BadFrameError, Channel, Failure, Trusted, decode
+from analytics_core.host.wire import BadFrameError, Failure, Trusted, decode
 from analytics_core.lanes.fold import Backlog, Step, read_backlog
 from analytics_core.state import Checkpoint
 

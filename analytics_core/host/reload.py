@@ -172,7 +172,6 @@ class Reload:
 
     def _swap(self, old: Fold, new: Fold, lane: Lane, beats: Beats) -> Fold:
         """On the lane's thread."""
-        began = time.monotonic()
         try:
             state = _handed(old, lane)
             self._left_at = state.position
@@ -182,8 +181,6 @@ class Reload:
         except BaseException:
             beats.pulse, self._restoring = self.pulse, False
             raise
-        finally:
-            self._pause = time.monotonic() - began
         self._attempt.beats.pulse, self._attempt.beats = Pulse(), beats
         self._is_in = True
         return new
@@ -209,8 +206,12 @@ class Reload:
         before: list[Fold] = []
 
         def noted(fold: Fold) -> Fold:
+            began = time.monotonic()
             before.append(fold)
-            return action(fold)
+            try:
+                return action(fold)
+            finally:
+                self._pause = max(self._pause, time.monotonic() - began)
 
         with self._deciding:
             if self._given_up is not None:

@@ -8,9 +8,7 @@ from a plugin's process is ever unpickled.
 from __future__ import annotations
 
 import pickle
-import socket
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -38,6 +36,8 @@ HEADER: Final = struct.Struct(">I")
 LARGEST: Final = 1 << 30
 """Bytes of a frame, in both directions."""
 
+_TRIPLE: Final = b"\x93"
+"""How msgpack begins an array of three."""
 _BATCH, _ARROW, _NUMPY, _EVENTS, _TRUSTED = 1, 2, 3, 4, 5
 
 T = TypeVar("T")
@@ -215,15 +215,17 @@ def _decoder(kind: Any, trusted: bool) -> msgspec.msgpack.Decoder[Any]:
         return _decoders.setdefault((kind, trusted), made)
 
 
-def frame(number: int, word: str, body: Any) -> bytes:
-    """``word`` is the op of a request or the kind of an answer."""
-    payload = encode((number, word, msgspec.Raw(encode(body))))
-    if len(payload) > LARGEST:
-        raise TypeError(f"a frame of {len(payload)} bytes is over the limit of {LARGEST}")
-    return HEADER.pack(len(payload)) + payload
+def frame(number: int, word: str, body: Any) -> tuple[bytes, bytes]:
+    """``word`` is the op of a request or the kind of an answer. Two pieces: what comes before the body, and the body,
+    which may be large and so is not copied again."""
+    before, content = _TRIPLE + encode(number) + encode(word), encode(body)
+    length = len(before) + len(content)
+    if length > LARGEST:
+        raise TypeError(f"a frame of {length} bytes is over the limit of {LARGEST}")
+    return HEADER.pack(length) + before, content
 
 
-def size_of(header: bytes) -> int:
+def size_of(header: bytes | memoryview) -> int:
     """The length of the frame that ``header`` announces. :raises BadFrameError: when nobody would send such a one."""
     (length,) = HEADER.unpack(header)
     if length > LARGEST:
@@ -231,7 +233,7 @@ def size_of(header: bytes) -> int:
     return int(length)
 
 
-def unframe(payload: bytes) -> tuple[int, str, msgspec.Raw]:
+def unframe(payload: bytes | memoryview) -> tuple[int, str, msgspec.Raw]:
     """:raises BadFrameError: for anything but a frame."""
     try:
         number, word, body = _frame.decode(payload)
@@ -241,51 +243,3 @@ def unframe(payload: bytes) -> tuple[int, str, msgspec.Raw]:
 
 
 _frame = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw])
-
-
-class Channel:
-    """One end of a blocking connection. One thread sends and receives."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-
-    def send(self, number: int, word: str, body: Any) -> None:
-        """:raises OSError: when the other end is gone, or takes nothing for as long as `patience` allows."""
-        self.send_frame(frame(number, word, body))
-
-    def send_frame(self, framed: bytes) -> None:
-        """What `frame` gave."""
-        self._connection.sendall(framed)
-
-    def patience(self, seconds: float) -> None:
-        """How long the next send may block."""
-        self._connection.settimeout(seconds)
-
-    def receive(self, seconds: float | None = None) -> tuple[int, str, msgspec.Raw]:
-        """The next frame.
-
-        :raises TimeoutError: when it has not come within ``seconds``.
-        :raises EOFError: when the other end is gone.
-        :raises BadFrameError: when it sent something else.
-        """
-        deadline = None if seconds is None else time.monotonic() + seconds
-        if deadline is None:
-            self._connection.settimeout(None)
-        return unframe(self._exactly(size_of(self._exactly(HEADER.size, deadline)), deadline))
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def _exactly(self, size: int, deadline: float | None) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            if deadline is not None:
-                self._connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-            try:
-                part = self._connection.recv(min(size - len(parts), 1 << 20))
-            except ConnectionResetError:
-                part = b""
-            if not part:
-                raise EOFError("the other end is gone")
-            parts += part
-        return bytes(parts)

@@ -27,10 +27,11 @@ import msgspec
 import structlog
 
 from analytics_core.events import EventBatch
+from analytics_core.host.channel import Channel
 from analytics_core.host.crossing import ARGUMENTS, Call, Hello
 from analytics_core.host.dispatch import Instance
 from analytics_core.host.generation import Generation, load
-from analytics_core.host.wire import HEADER, Channel, Events, Failure, decode, frame, size_of, unframe
+from analytics_core.host.wire import HEADER, Events, Failure, decode, frame, size_of, unframe
 from analytics_core.lanes.fold import HookFold, Step, fold_once
 from analytics_core.log.segments import SegmentReader
 from analytics_core.records import PluginContext
@@ -138,7 +139,7 @@ class Calls:
             answer = frame(number, "ok", Events(value) if call.hook == "ingest" and isinstance(value, list) else value)
         except Exception as error:  # a plugin may raise anything; the host decides
             answer = frame(number, "error", Failure.of(error))
-        writer.write(answer)
+        writer.writelines(answer)
         await writer.drain()
 
     async def _call(self, call: Call) -> Any:
