@@ -49,7 +49,7 @@ _AFTER: Final[dict[State, frozenset[State]]] = {
     "retrying": frozenset({"loading"}),
     "active": frozenset({"degraded", "quarantined", "reloading", "rolled_back", "restart_required"}),
     "degraded": frozenset({"active", "degraded", "quarantined", "reloading", "rolled_back", "restart_required"}),
-    "quarantined": frozenset({"half_open"}),
+    "quarantined": frozenset({"half_open", "reloading"}),
     "half_open": frozenset({"active", "quarantined", "reloading", "rolled_back", "restart_required"}),
     "reloading": frozenset({"active", "degraded", "quarantined", "rolled_back", "restart_required"}),
     "rolled_back": frozenset({"active", "degraded", "quarantined", "reloading", "restart_required"}),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from analytics_core.host.change import ReloadReceipt
+from analytics_core.host.fingerprint import Copy
 from analytics_core.host.health import RUNNING, Health
 from analytics_core.host.selection import Choice
 from analytics_core.host.supervise import Life
@@ -23,6 +26,9 @@ class Member:
     """
 
     def __init__(self, choice: Choice, health: Health) -> None:
+        self.copy: Copy | None = None
+        self.leaving: threading.Thread | None = None
+        self.leaves_until = 0.0
         self.choice = self.latest = choice
         self.health = health
         self.life: Life | None = None
@@ -36,6 +42,13 @@ class Member:
     @property
     def runs(self) -> bool:
         return self.life is not None and self.health.state in RUNNING
+
+    def is_leaving(self) -> bool:
+        """Whether an earlier life of it still ends, where no two generations may be at once."""
+        manifest = self.latest.manifest
+        alone = manifest is not None and manifest.reload.strategy == "stop_first"
+        ends = self.leaving is not None and self.leaving.is_alive() and time.monotonic() < self.leaves_until
+        return alone and ends
 
 
 class Turn:
@@ -59,6 +72,8 @@ class Turn:
         """Whether one that it is to come after is on its way up. Of a circle of ``after`` nobody waits."""
         if self._name not in self._members:
             return False
+        if self._members[self._name].is_leaving():
+            return True
         for before in _after(self._members[self._name].latest):
             other = self._members.get(before)
             rising = other is not None and other.life is not None and other.health.state in _RISING

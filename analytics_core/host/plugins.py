@@ -225,7 +225,8 @@ class PluginHost:
 
     def _owner(self, thread: str) -> str | None:
         """The plugin that a thread works for, by the thread's name."""
-        names = {thread.partition(":")[2], thread.removesuffix("-call"), thread.removesuffix("-loop")}
+        kind, _, rest = thread.partition(":")
+        names = {rest} if kind in ("lane", "fold") else {thread.removesuffix("-call"), thread.removesuffix("-loop")}
         return next((name for name in names if name in self._roster.lives()), None)
 
     # --- views -------------------------------------------------------------------------------------------------------
@@ -337,7 +338,8 @@ class PluginHost:
             try:
                 yield runtime, runtime.seconds
             except HookFailedError as error:
-                life.failed_call(error, runtime.seconds)
+                life.health.errors += 1
+                asyncio.get_running_loop().run_in_executor(None, life.failed_call, error, runtime)  # it may write
                 raise
 
     def _life_of(self, plugin: str) -> Life:

@@ -98,7 +98,7 @@ class Reload:
         return self._retired()
 
     def _make(self) -> frozenset[str]:
-        if reason := self._old.hindrance():
+        if self._new.isolation == "thread" and (reason := self._old.hindrance()):
             raise RestartRequiredError(self._old.plugin, reason)
         with self._phase("load"):
             self.pulse.beat("load")

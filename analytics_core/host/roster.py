@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from analytics_core.errors import NotFoundError
-from analytics_core.host.change import Change, Handover, ReloadReceipt
+from analytics_core.host.change import Change, Handover, Outcome, ReloadReceipt
 from analytics_core.host.fingerprint import Copy, read_copy
 from analytics_core.host.health import Health, Transition
 from analytics_core.host.member import Member, Turn, in_order, needs
@@ -138,7 +138,8 @@ class Roster:
             copy = _copy(choice)
             if choice.state != "discovered" or copy is None:
                 self._apply(choice, choices)
-                return _settled(self._note(member, f"it is {choice.state} now: {choice.reason}"))
+                outcome: Outcome = "rolled_back" if member.runs else "failed"
+                return _settled(self._note(member, outcome, f"it is {choice.state} now: {choice.reason}"))
             return self._succeed(member, choice, copy)
 
     def hand_over(self, name: str, runtime: Runtime, handover: Handover) -> Future[ReloadReceipt]:
@@ -157,12 +158,11 @@ class Roster:
             member = self._members.get(name)
             if member is None or member.life is None or member.choice.isolation == "process" or name in self._apart:
                 return
+            if member.copy is None or member.life.succession.busy:  # who goes on to block is blamed again
+                return
             self._apart[name] = reason
             member.life.standing.note = f"in a process of its own, since it {reason}"
-            choice = self._set_apart(member.latest)
-            if (copy := _copy(choice)) is not None:
-                member.latest, member.identity = choice, self._identity(choice, copy)
-                self._succeed(member, choice, copy)
+            self._succeed(member, self._set_apart(member.choice), member.copy)
 
     def close(self, seconds: float) -> None:
         """Wait for those that were removed earlier, at most so long in all."""
@@ -186,7 +186,8 @@ class Roster:
         if member is None:
             member = self._members[choice.name] = Member(choice, Health(choice.name, self._observe))
         copy = _copy(choice)
-        member.choice = member.latest = choice
+        member.choice, member.copy = choice, copy
+        member.latest = choice
         member.identity = self._identity(choice, copy)
         if choice.state == "discovered" and copy is not None:
             runtime = self._makers.runtime(choice, copy, self.number(choice.name))
@@ -242,19 +243,24 @@ class Roster:
     def _succeed(self, member: Member, choice: Choice, copy: Copy) -> Future[ReloadReceipt]:
         assert member.life is not None
         assert choice.manifest is not None
+        member.latest = choice
         strategy = choice.manifest.reload.strategy
         reason = f"its reload.strategy is {strategy}" if strategy == "restart" else self._makers.drift(choice)
         if reason and member.runs:
             member.health.move("restart_required", reason)
-            return _settled(self._note(member, reason))
+            return _settled(self._note(member, "restart_required", reason))
+
+        life = member.life
 
         def came_in() -> None:
-            member.choice = choice
-            self._came_in()
+            if member.life is life:
+                member.choice, member.copy = choice, copy
+                self._came_in()
 
         runtime = self._makers.runtime(choice, copy, self.number(choice.name))
         change = Change(runtime, strategy, came_in, partial(self._receipt, member))
-        member.life.succession.ask(change)
+        life.succession.ask(change)
+        member.identity = self._identity(choice, copy)
         return change.receipt
 
     def _receipt(self, member: Member, receipt: ReloadReceipt) -> None:
@@ -262,10 +268,10 @@ class Roster:
             member.receipts.append(receipt)
             self._receive(receipt)
 
-    def _note(self, member: Member, reason: str) -> ReloadReceipt:
+    def _note(self, member: Member, outcome: Outcome, reason: str) -> ReloadReceipt:
         """The receipt of a change that the running host does not take in."""
         number = member.health.generation
-        receipt = ReloadReceipt.of(member.health.plugin, number, number, "restart_required", reason)
+        receipt = ReloadReceipt.of(member.health.plugin, number, number, outcome, reason)
         member.receipts.append(receipt)
         self._receive(receipt)
         return receipt
@@ -283,9 +289,11 @@ class Roster:
         """Let its lane commit and end it, on a thread of its own: it may hang."""
         life, member.life = member.life, None
         if life is not None:
+            member.leaves_until = time.monotonic() + 2 * _CLOSE_SECONDS
             life.stop()
             self._closing = [thread for thread in self._closing if thread.is_alive()]
-            self._closing.append(aside(lambda: life.close(_CLOSE_SECONDS), f"close:{member.health.plugin}"))
+            member.leaving = aside(lambda: life.close(_CLOSE_SECONDS), f"close:{member.health.plugin}")
+            self._closing.append(member.leaving)
 
 
 def _settled(receipt: ReloadReceipt) -> Future[ReloadReceipt]:

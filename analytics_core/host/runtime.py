@@ -97,7 +97,7 @@ class Runtime(Protocol):
         ...
 
     def watch(self) -> None:
-        """Called twice a second while the plugin runs: end it when it is over its bounds.
+        """Called twice a second at least while the plugin runs: end it when it is over its bounds.
 
         :raises WorkerDiedError: when it has ended.
         """

@@ -80,7 +80,7 @@ class Standing:
             return self._budget.committed(position) and not self._strained and self.health.state in states
 
     def kept_well(self, since: float) -> bool:
-        """A look twice a second at what runs without a lane since ``since``, or whose calls have failed: whether it is
+        """A look now and then at what runs without a lane since ``since``, or whose calls have failed: whether it is
         well again."""
         with self._lock:
             if time.monotonic() - since > self._policy.cool_down:
@@ -111,7 +111,6 @@ class Standing:
     def call_failed(self, error: HookFailedError, seconds: float) -> bool:
         """A concurrent call has failed; when it was given up, after ``seconds``. Whether it is to rest now."""
         with self._lock:
-            self.health.errors += 1
             rest = self._budget.called(seconds if isinstance(error, HookTimeoutError) else 0.0)
             if self.health.state not in RUNNING:
                 return False

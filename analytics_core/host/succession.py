@@ -20,6 +20,9 @@ from analytics_core.lanes.lane import Lane
 
 _STOPPED: Final = "its host is stopping"
 
+_TRIED_AGAIN: Final = RUNNING - {"reloading"} | {"quarantined"}
+"""States of a plugin that has run, and will be tried again though it does not run just now."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -37,10 +40,13 @@ class Trial:
         fallback: Runtime | None,
         left_at: int | None,
         seconds: dict[str, float],
+        drained: Callable[[int, float], bool],
         settle: Callable[[ReloadReceipt], None],
     ) -> None:
         self.change = change
         self.fallback = fallback
+        self.over = False
+        self._drained = drained
         self.resumed_at: int | None = None
         """Where its lane has gone on, once it has."""
         self._before = before
@@ -60,10 +66,13 @@ class Trial:
         else:
             outcome = "active"
             reason = "" if self.fallback is not None else "nothing ran that could be handed over"
-            survivors = retired(self.fallback, [], lambda _: True) if self.fallback is not None else ()
+            survivors = self._retired(self.fallback) if self.fallback is not None else ()
         lost = gap(self._left_at, self.resumed_at)
         figures = {"seconds": self._seconds, "events_lost": lost, "survivors": survivors}
         self._settle(ended(self.change.runtime, self._before, outcome, reason, **figures))
+
+    def _retired(self, old: Runtime) -> tuple[str, ...]:
+        return retired(old, [], lambda seconds: self._drained(old.generation, seconds))
 
     def superseded(self, reason: str) -> None:
         """Something else takes its place before it has come to run."""
@@ -104,12 +113,12 @@ class Carrier(Protocol):
 class Succession:
     """Brings changes in, one after the other. Of those that come meanwhile the latest waits; others are passed over.
 
-    `ask` returns at once; `watch` is called twice a second.
+    `ask` returns at once; `watch` is called twice a second at least.
     """
 
     def __init__(self, life: Carrier) -> None:
         self._life = life
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._change: Change | None = None
         self._reload: Reload | None = None
         self._trial: Trial | None = None
@@ -120,14 +129,15 @@ class Succession:
         number = change.runtime.generation
         passed: Change | None = None
         with self._lock:
-            replaced, self._trial = self._trial, None
+            replaced = self._trial if self._trial is not None and not self._trial.over else None
+            self._trial = None
             if self._closed:
                 passed = change
             elif self._change is not None and replaced is None:
                 passed, self._next = self._next, change
             else:
-                self._change = change
                 self._start(change)
+                self._change = change
         if replaced is not None:
             replaced.superseded(_STOPPED if self._closed else _after(number))
         if passed is not None:
@@ -136,6 +146,11 @@ class Succession:
 
     def _start(self, change: Change) -> None:
         aside(lambda: self._carry_out(change), f"reload:{change.runtime.plugin}")
+
+    @property
+    def busy(self) -> bool:
+        """Whether a change is under way."""
+        return self._change is not None
 
     def watch(self) -> None:
         """Give up a reload whose new generation hangs."""
@@ -161,14 +176,23 @@ class Succession:
             self._settle(change, receipt)
 
     def _carry_out(self, change: Change) -> None:
-        """On a thread of its own, which a hanging plugin may keep for ever."""
+        """On a thread of its own, which a hanging plugin may keep for ever. It ends, whatever goes wrong in it."""
+        try:
+            self._bring_in(change)
+        except Exception as error:
+            _log.exception("change_failed", plugin=change.runtime.plugin)
+            before = self._life.present.runtime.generation
+            self._settle(change, ended(change.runtime, before, "rolled_back", reason_of(error)))
+
+    def _bring_in(self, change: Change) -> None:
         attempt = self._life.carrier()
         if attempt is None and change.handover is not None:
             change.runtime.close()
             present = self._life.present.runtime.generation
             self._settle(change, ended(change.runtime, present, "rolled_back", "it does not run just now"))
         elif attempt is None:
-            self._begin(change, None, {})
+            tried_again = self._life.health.state in _TRIED_AGAIN
+            self._begin(change, self._life.present.runtime if tried_again else None, {})
         elif change.strategy == "stop_first":
             self._stop_first(change, attempt)
         else:
@@ -223,10 +247,13 @@ class Succession:
         before = self._life.present.runtime.generation if fallback is None else fallback.generation
         lane = self._life.lane
         left_at = lane.committed if lane is not None else None
-        trial = Trial(change, before, fallback, left_at, seconds, lambda receipt: self._settle(change, receipt))
+        drained = self._life.present.drained
+        trial = Trial(
+            change, before, fallback, left_at, seconds, drained, lambda receipt: self._settle(change, receipt)
+        )
         with self._lock:
             self._trial, self._reload = trial, None
-        self._life.begin(trial)
+            self._life.begin(trial)
 
     def _tell(self, receipt: ReloadReceipt) -> None:
         health = self._life.health

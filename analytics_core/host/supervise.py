@@ -38,8 +38,8 @@ class Turn(Protocol):
 
 
 class Life:
-    """Keeps one plugin running. `tick` is called twice a second by the host's supervisor; everything else that may
-    take long happens on the thread of the present attempt.
+    """Keeps one plugin running. `tick` is called by the host's supervisor, twice a second at least; everything else
+    that may take long happens on the thread of the present attempt.
 
     A thread that is in one hook for too long is abandoned: its lane is claimed anew, which takes away its right to
     write. A process is killed by its own deadlines instead.
@@ -83,7 +83,9 @@ class Life:
     def tick(self) -> None:
         """Look after the present attempt, and begin the next one when it is due."""
         self.succession.watch()
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return  # somebody is at it; the next look will do
+        try:
             if self._closed:
                 return
             attempt = self._attempt
@@ -91,6 +93,8 @@ class Life:
                 if self.standing.due_in() <= 0 and self._may_begin():
                     self._begin()
                 return
+        finally:
+            self._lock.release()
         if (seconds := attempt.overdue()) > 0:
             attempt.abandon()
             self._ended(attempt, HookTimeoutError(self.health.plugin, attempt.pulse.doing, seconds), hung=True)
@@ -99,12 +103,15 @@ class Life:
 
     def due_in(self) -> float:
         """Seconds until the next attempt; infinite when none is planned."""
-        return float("inf") if self._closed else self.standing.due_in()
+        due = float("inf") if self._closed else self.standing.due_in()
+        return due if due > 0 else TICK_SECONDS  # it waits for another plugin
 
-    def failed_call(self, error: HookFailedError, seconds: float) -> None:
-        """A concurrent hook has failed; when it was given up, after ``seconds``."""
+    def failed_call(self, error: HookFailedError, runtime: Runtime) -> None:
+        """A concurrent hook of ``runtime`` has failed. Of an earlier generation nothing is held against this one."""
         with self._lock:
-            if not self._closed and self.standing.call_failed(error, seconds) and self._attempt is not None:
+            if self._closed or runtime is not self.runtime:
+                return
+            if self.standing.call_failed(error, runtime.seconds) and self._attempt is not None:
                 self._attempt.over = True
                 self._attempt.stop()  # what it has folded is committed
 
@@ -149,10 +156,11 @@ class Life:
             if self._released:
                 raise PluginUnavailableError(self.health.plugin, "was stopped meanwhile")
             self.present.exchange(new, hooks)
-            if self._attempt is not None and not self._attempt.over:
+            if self._attempt is not None and self._attempt.running and not self._attempt.over:
                 self._attempt.runtime = new
                 self.standing.goes_on(new.seconds)
             else:
+                self._give_up_attempt()
                 self.standing.begins_anew(new.seconds)  # it has failed meanwhile
             if self.health.state == "reloading":
                 self.standing.well(hooks, new.generation)
@@ -174,11 +182,8 @@ class Life:
             earlier, self._trial = self._trial, trial
             if earlier is not None and trial.fallback is None:
                 trial.fallback = earlier.fallback
-            attempt, old = self._attempt, self.runtime
-            if attempt is not None and not attempt.over:
-                attempt.over = True
-                attempt.abandon()
-            self._attempt = None
+            old = self.runtime
+            self._give_up_attempt()
             self.present.exchange(new, frozenset())
             self.standing.begins_anew(new.seconds)
             closed = self._closed
@@ -191,6 +196,14 @@ class Life:
         if closed:
             trial.superseded("its host is stopping")
             new.close()
+            if trial.fallback is not None:
+                trial.fallback.close()
+
+    def _give_up_attempt(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None and not attempt.over:
+            attempt.over = True
+            attempt.abandon()
 
     def _tried(self, error: BaseException | None) -> bool:
         """The end of a trial, if one is under way; whether the generation before it runs again."""
@@ -198,15 +211,16 @@ class Life:
             trial, self._trial = self._trial, None
             if trial is None:
                 return False
+            trial.over = True
             fallback = trial.fallback if error is not None else None
             if error is not None and fallback is not None:
                 self.present.exchange(fallback, frozenset())
                 self.standing.begins_anew(fallback.seconds)
                 reason = f"generation {trial.change.runtime.generation}: {reason_of(error)}"
                 self.health.move(outcome_of(error), reason, generation=fallback.generation)
-        if error is None:
+        if fallback is None:  # it runs, or nothing else does
             trial.change.came_in()
-        elif fallback is not None:
+        else:
             aside(trial.change.runtime.close, f"close:{self.health.plugin}")
         aside(lambda: trial.ended(error), f"retire:{self.health.plugin}")
         return fallback is not None
@@ -214,6 +228,8 @@ class Life:
     # --- attempts ----------------------------------------------------------------------------------------------------
 
     def _may_begin(self) -> bool:
+        if self.health.state == "reloading":
+            return True  # as beside one that runs
         obstacle = self._turn.obstacle()
         if obstacle and self.health.state in ("discovered", "blocked"):
             self.health.move("blocked", obstacle)
@@ -239,7 +255,11 @@ class Life:
             error = raised
         attempt.pulse.beat("")
         self._ended(attempt, error)
-        if self.health.state in ("load_error", "start_error") and attempt.runtime is self.runtime:
+        with self._lock:
+            refused = self.health.state in ("load_error", "start_error")
+            present = attempt.runtime is self.runtime and not refused
+            awaited = self._trial is not None and attempt.runtime is self._trial.fallback
+        if not (present or awaited or attempt.running):
             attempt.runtime.close()
 
     def _live(self, attempt: Attempt) -> None:

@@ -64,8 +64,8 @@ class ThreadRuntime:
             self._concurrent = instance
 
     def open_fold(self, beat: Beat) -> Fold:
-        instance = self._loaded().instance()
         beat("setup")
+        instance = self._loaded().instance()
         instance.call("setup", context=self._subject.context())
         beat("")
         return HookFold(
@@ -113,6 +113,7 @@ class ThreadRuntime:
         with self._closing:
             instance, self._concurrent = self._concurrent, None
             generation, self._generation = self._generation, None
+            self._retired = generation or self._retired
         if instance is not None:
             try:
                 instance.call("teardown")
@@ -121,13 +122,14 @@ class ThreadRuntime:
             instance.close()
         if generation is not None:
             generation.retire()
-            self._retired = generation
 
     def survivors(self) -> tuple[str, ...]:
         return self._retired.survivors() if self._retired is not None else ()
 
     def _loaded(self) -> Generation:
         if self._generation is None:
+            if self._retired is not None:
+                self._retired.retire()  # its teardown may hang; the code is to be loaded anew
             copy = self._subject.copy
             self._generation = load(copy.found, self._subject.generation, copy.sources)
         return self._generation

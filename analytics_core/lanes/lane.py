@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from hashlib import blake2b
 from typing import Final
 
+import msgspec
 import structlog
 
 from analytics_core.config import Lanes as Pace
@@ -162,6 +163,7 @@ class Lane:
             self._claim()
             fold = self._open_fold()
             fold.restore(self._checkpoint)
+            self._checkpoint = msgspec.structs.replace(self._checkpoint, state=None)  # the fold has it now
             self.state = "running"
             self._on_running()
             while not self._stopping.is_set():
@@ -319,7 +321,7 @@ class Lane:
         )
         self._store.commit(checkpoint, self._pending.outputs(), self._pending.messages())
         self._pending.committed()
-        self._checkpoint = checkpoint
+        self._checkpoint = msgspec.structs.replace(checkpoint, state=None)
         self._digest = digest
         self._changed = self._refused = False
         self._committed_at = time.monotonic()

@@ -33,7 +33,7 @@ from analytics_core.state.sqlite import SqliteState
 from analytics_core.testing.declared import manifest_of
 from analytics_core.testing.rows import Feed, Row
 
-QUICK: Final = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, hangs=2, cool_down=600.0)
+QUICK: Final = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, hangs=2, refill=3600.0, cool_down=600.0)
 """A plugin that fails is tried again at once, and rests for good after three failures or two hangs in a row."""
 _CHECKPOINT_SECONDS: Final = 0.02
 _RISING: Final = frozenset({"discovered", "loading", "starting"})

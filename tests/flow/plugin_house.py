@@ -22,6 +22,7 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Intake, Lanes, Plugins, Settings, Storage
 from analytics_core.events import UNPLACED_SCHEMA, micros
 from analytics_core.events.columns import times_column, word
+from analytics_core.host.boot_guard import BootGuard
 from analytics_core.host.budget import RestartPolicy
 from analytics_core.host.discovery import discover
 from analytics_core.host.plugins import PluginHost
@@ -33,7 +34,7 @@ from analytics_core.state import Message
 from analytics_core.state.sqlite import SqliteState
 
 T0 = datetime(2025, 1, 1, tzinfo=UTC)
-QUICK = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, hangs=2, cool_down=600.0)
+QUICK = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, hangs=2, refill=3600.0, cool_down=600.0)
 
 COUNTING = """
 def __init__(self):
@@ -135,6 +136,7 @@ class House:
         enrich_seconds: float = 5.0,
         checkpoint_seconds: float = 0.02,
         settled: bool = True,
+        guard: BootGuard | None = None,
     ) -> AsyncIterator[PluginHost]:
         """A running host; with ``settled`` one in which every plugin has come to something, or hangs in its start."""
         settings = Settings(
@@ -155,6 +157,7 @@ class House:
             bus,
             find=lambda: discover([str(self.site)]),
             restarts=restarts,
+            guard=guard,
         )
         try:
             await host.start()
