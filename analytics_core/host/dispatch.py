@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import threading
 import weakref
 from collections.abc import Mapping
@@ -27,8 +28,10 @@ _GRACE: Final = 0.25
 
 
 def is_interrupt(error: BaseException) -> bool:
-    """The operator's Ctrl-C, the one exception that is never taken for the plugin's."""
-    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+    """The operator's Ctrl-C, the one exception that is never taken for the plugin's. A process that ignores the signal,
+    as a plugin's own does, gets none."""
+    heard = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+    return heard and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 class Instance:

@@ -106,7 +106,8 @@ class Standing:
             elif state == "starting" and _refused(error):
                 self.health.move("start_error", reason)
             else:
-                self._plan(position, reason, hung=hung)
+                refused_export = isinstance(error, HookFailedError) and error.hook == "export_state"
+                self._plan(position - refused_export, reason, hung=hung)  # a commit of the same is progress then
 
     def call_failed(self, error: HookFailedError, seconds: float) -> bool:
         """A concurrent call has failed; when it was given up, after ``seconds``. Whether it is to rest now."""

@@ -146,7 +146,9 @@ def test_a_plugin_that_always_fails_rests_and_skips_nothing(house: House, isolat
     flag.touch()
     head = f"def fault():\n    if Path({str(flag)!r}).exists(): raise ValueError('still broken')\n"
     house.install("faulty", FAULTY, COUNTING_HOOKS, head=head, isolation=isolation)
-    policy = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, refill=3600.0, cool_down=0.5, cool_down_most=0.5)
+    policy = RestartPolicy(
+        backoff=0.01, backoff_most=0.02, failures=3, refill=3600.0, cool_down=0.5, cool_down_most=0.5
+    )
 
     async def main() -> None:
         async with house.host(restarts=policy) as host:
