@@ -27,14 +27,14 @@ from analytics_core.api import Services, build, runner
 from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Settings, check_exposure
 from analytics_core.errors import ConfigError, StorageError
-from analytics_core.host.admission import idle_patterns
-from analytics_core.host.boot_guard import BootGuard, Journal
 from analytics_core.host.caretaker import Caretaker
-from analytics_core.host.discovery import discover
+from analytics_core.host.installed.admission import idle_patterns
+from analytics_core.host.installed.discovery import discover
+from analytics_core.host.installed.provenance import check_lock
+from analytics_core.host.life.boot_guard import BootGuard, Journal
 from analytics_core.host.plugins import PluginHost
-from analytics_core.host.provenance import check_lock
 from analytics_core.host.reloader import Reloader
-from analytics_core.host.replays import Replays
+from analytics_core.host.replaying.replays import Replays
 from analytics_core.intake import Intake
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.lanes.live_metrics import LiveMetrics

@@ -18,11 +18,11 @@ import yaml
 from analytics_core.cli import _COMMANDS
 from analytics_core.cli.plugins import _COMMANDS as _PLUGIN_COMMANDS
 from analytics_core.config import Lanes
-from analytics_core.host.budget import CALL_COST, RestartPolicy
-from analytics_core.host.change import Outcome, Strategy
 from analytics_core.host.health import State
-from analytics_core.host.loopwatch import BLOCKED_SECONDS
-from analytics_core.host.process_runtime import DEFAULT_MEMORY_MB
+from analytics_core.host.life.budget import CALL_COST, RestartPolicy
+from analytics_core.host.life.change import Outcome, Strategy
+from analytics_core.host.life.loopwatch import BLOCKED_SECONDS
+from analytics_core.host.running.process_runtime import DEFAULT_MEMORY_MB
 from analytics_core.manifest import PluginManifest
 from tests.docs_house import README, blocks, commands, curl, prose, section
 from tests.flow.server_house import ROOT, ServerHouse, equals, house, socket_of, stream_of

@@ -13,11 +13,11 @@ from analytics_core.api.operations import Content, Operation, Parameter, query_o
 from analytics_core.api.plugins import LaneRow, lane_rows
 from analytics_core.api.services import Services
 from analytics_core.errors import ParameterError
-from analytics_core.host.change import ReloadReceipt
-from analytics_core.host.examination import Examination
-from analytics_core.host.explanation import Explanation
-from analytics_core.host.inspection import Inspection
-from analytics_core.host.threads import on_own_thread
+from analytics_core.host.code.threads import on_own_thread
+from analytics_core.host.examining.examination import Examination
+from analytics_core.host.examining.explanation import Explanation
+from analytics_core.host.examining.inspection import Inspection
+from analytics_core.host.life.change import ReloadReceipt
 from analytics_core.host.views import PluginView
 
 _MOST_REASON: Final = 200

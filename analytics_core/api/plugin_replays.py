@@ -14,7 +14,7 @@ from analytics_core.api.operations import Content, Operation, Parameter, read_js
 from analytics_core.api.services import Services
 from analytics_core.errors import ParameterError
 from analytics_core.events import moment
-from analytics_core.host.replay import ReplayView
+from analytics_core.host.replaying.replay import ReplayView
 from analytics_core.metrics.buckets import instant
 from analytics_core.queries.ranges import time_range
 

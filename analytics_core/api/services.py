@@ -10,7 +10,7 @@ from analytics_core.config import Settings
 from analytics_core.host.caretaker import Caretaker
 from analytics_core.host.plugins import PluginHost
 from analytics_core.host.reloader import ManifestsView
-from analytics_core.host.replays import Replays
+from analytics_core.host.replaying.replays import Replays
 from analytics_core.intake import Intake
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.live_metrics import LiveMetrics

@@ -11,15 +11,15 @@ import structlog
 
 from analytics_core.config import Settings
 from analytics_core.errors import BusyError, NotFoundError
-from analytics_core.host.change import ReloadReceipt
-from analytics_core.host.discovery import discover
-from analytics_core.host.doctor import examinations
-from analytics_core.host.examination import Examination
-from analytics_core.host.explanation import Explanation, explain_installed, explain_row, with_line
-from analytics_core.host.inspection import Inspection, inspected
+from analytics_core.host.examining.doctor import examinations
+from analytics_core.host.examining.examination import Examination
+from analytics_core.host.examining.explanation import Explanation, explain_installed, explain_row, with_line
+from analytics_core.host.examining.inspection import Inspection, inspected
+from analytics_core.host.installed.discovery import discover
+from analytics_core.host.installed.selection import choose
 from analytics_core.host.intent import set_enabled
+from analytics_core.host.life.change import ReloadReceipt
 from analytics_core.host.plugins import PluginHost
-from analytics_core.host.selection import choose
 from analytics_core.host.views import PluginView
 from analytics_core.manifest import read_deployment
 from analytics_core.manifest.switching import Switched

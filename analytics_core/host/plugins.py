@@ -19,24 +19,24 @@ from analytics_core.bus import Bus
 from analytics_core.config import Settings
 from analytics_core.errors import HookFailedError, MalformedBodyError, NotFoundError, PluginUnavailableError
 from analytics_core.events import Event, EventBatch
-from analytics_core.host.boot_guard import BootGuard
-from analytics_core.host.budget import RestartPolicy
-from analytics_core.host.change import ReloadReceipt
-from analytics_core.host.discovery import Found, discover
+from analytics_core.host.code.fingerprint import places
+from analytics_core.host.code.threads import on_own_thread
 from analytics_core.host.enrichment import Enricher, Enrichers, Mask
-from analytics_core.host.fingerprint import places
 from analytics_core.host.health import FINAL, RUNNING, State, Transition
-from analytics_core.host.loopwatch import Blame, LoopWatch
-from analytics_core.host.original import RunningPlugin, running_plugin
-from analytics_core.host.provenance import lock_file
-from analytics_core.host.reload import aside
-from analytics_core.host.roster import Roster
-from analytics_core.host.runtime import Runtime
-from analytics_core.host.selection import Choice, choose
-from analytics_core.host.supervise import TICK_SECONDS, Life
-from analytics_core.host.threads import on_own_thread
+from analytics_core.host.installed.discovery import Found, discover
+from analytics_core.host.installed.provenance import lock_file
+from analytics_core.host.installed.selection import Choice, choose
+from analytics_core.host.life.boot_guard import BootGuard
+from analytics_core.host.life.budget import RestartPolicy
+from analytics_core.host.life.change import ReloadReceipt
+from analytics_core.host.life.loopwatch import Blame, LoopWatch
+from analytics_core.host.life.reload import aside
+from analytics_core.host.life.roster import Roster
+from analytics_core.host.life.supervise import TICK_SECONDS, Life
+from analytics_core.host.life.workshop import Workshop
+from analytics_core.host.replaying.original import RunningPlugin, running_plugin
+from analytics_core.host.running.runtime import Runtime
 from analytics_core.host.views import AnalysisSpec, PluginView, analyses_of, announce, plugin_view, record
-from analytics_core.host.workshop import Workshop
 from analytics_core.lake import EventStore
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.fold import Backlog

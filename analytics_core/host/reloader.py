@@ -10,9 +10,9 @@ from msgspec import Struct
 
 from analytics_core.config import Settings
 from analytics_core.errors import AnalyticsError
+from analytics_core.host.installed.watcher import Reason, Watcher
 from analytics_core.host.plugins import PluginHost
 from analytics_core.host.restart import restart_required
-from analytics_core.host.watcher import Reason, Watcher
 from analytics_core.manifest import Deployment, read_deployment
 
 _log = structlog.get_logger(__name__)

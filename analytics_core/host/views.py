@@ -11,9 +11,9 @@ from msgspec import Struct
 
 from analytics_core.bus import Bus
 from analytics_core.errors import StorageError
-from analytics_core.host.change import ReloadReceipt
 from analytics_core.host.health import Health, Transition
-from analytics_core.host.selection import Choice
+from analytics_core.host.installed.selection import Choice
+from analytics_core.host.life.change import ReloadReceipt
 from analytics_core.lanes.lane import Lane
 from analytics_core.state import Message, StateStore
 

@@ -17,9 +17,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from analytics_core.hookspecs import HOOKS, PROJECT
-from analytics_core.host.discovery import Found
-from analytics_core.host.generation import Generation, load
-from analytics_core.host.snapshot import Snapshot
+from analytics_core.host.code.generation import Generation, load
+from analytics_core.host.code.snapshot import Snapshot
+from analytics_core.host.installed.discovery import Found
 from analytics_core.manifest import (
     AnalysisManifest,
     ChannelManifest,

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analytics_core.events import EventBatch
-from analytics_core.host.generation import Generation
-from analytics_core.host.wire import decode, encode
+from analytics_core.host.code.generation import Generation
+from analytics_core.host.running.wire import decode, encode
 from analytics_core.records import PluginContext
 from analytics_core.testing.declared import as_it_is, context_of, generations
 from analytics_core.testing.interpreter import go_on, unreachable

@@ -20,11 +20,11 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Lanes, Settings, Storage
 from analytics_core.errors import NotFoundError
 from analytics_core.events import UNPLACED_SCHEMA, EventBatch
-from analytics_core.host.budget import RestartPolicy
-from analytics_core.host.discovery import Found, discover
+from analytics_core.host.code.threads import LoopThread
 from analytics_core.host.health import FINAL
+from analytics_core.host.installed.discovery import Found, discover
+from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.plugins import PluginHost
-from analytics_core.host.threads import LoopThread
 from analytics_core.host.views import PluginView
 from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.manifest import Deployment, PluginSettingsManifest

@@ -21,7 +21,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from analytics_core.events import EventBatch
-from analytics_core.host.wire import decode, encode
+from analytics_core.host.running.wire import decode, encode
 from analytics_core.records import ProcessResult
 from analytics_core.testing.running import fresh
 

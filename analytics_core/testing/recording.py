@@ -17,9 +17,9 @@ from msgspec import Struct
 
 from analytics_core.errors import PluginError
 from analytics_core.events import EventBatch
-from analytics_core.host.answers import checked_answer
-from analytics_core.host.threads import LoopThread
-from analytics_core.host.wire import decode, encode
+from analytics_core.host.code.answers import checked_answer
+from analytics_core.host.code.threads import LoopThread
+from analytics_core.host.running.wire import decode, encode
 from analytics_core.lanes.checkpoint import pack
 from analytics_core.records import Enrichment, ProcessResult
 from analytics_core.testing.declared import declared

@@ -11,8 +11,8 @@ import msgspec
 
 from analytics_core.errors import HookFailedError
 from analytics_core.events import EventBatch
-from analytics_core.host.dispatch import Instance
-from analytics_core.host.generation import Generation
+from analytics_core.host.code.dispatch import Instance
+from analytics_core.host.code.generation import Generation
 from analytics_core.lanes.checkpoint import pack, unpack, value_of
 from analytics_core.lanes.outputs import Found, Key, Pending
 from analytics_core.records import Insight, Metric, Pattern, PluginContext, ProcessResult

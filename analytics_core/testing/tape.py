@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError
 from analytics_core.events import EventBatch
-from analytics_core.host.wire import encode
+from analytics_core.host.running.wire import encode
 
 MAGIC: Final = b"ALR\x02"
 _HEAD: Final = struct.Struct("<II")  # bytes of the body, its CRC32

@@ -21,12 +21,12 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import ApiKey, Auth, Settings
 from analytics_core.errors import HookFailedError, NotFoundError
 from analytics_core.events import Event
-from analytics_core.host.change import ReloadReceipt
-from analytics_core.host.examination import Examination
-from analytics_core.host.explanation import Explanation
-from analytics_core.host.inspection import Inspection
+from analytics_core.host.examining.examination import Examination
+from analytics_core.host.examining.explanation import Explanation
+from analytics_core.host.examining.inspection import Inspection
+from analytics_core.host.life.change import ReloadReceipt
 from analytics_core.host.reloader import ManifestsView
-from analytics_core.host.replay import ReplayState, ReplayView
+from analytics_core.host.replaying.replay import ReplayState, ReplayView
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.maintenance import HeldRetention
 from analytics_core.live import Live

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from analytics_core.host.boot_guard import BootGuard, Journal
+from analytics_core.host.life.boot_guard import BootGuard, Journal
 from tests.flow.fault_cells import CALLS, START, Fault, Hook
 from tests.flow.fault_plugins import BESIDE, HOME, install
 from tests.flow.fault_runs import Run, first_run, running

@@ -14,11 +14,11 @@ from unittest import mock
 import msgspec
 
 from analytics_core.events import EventBatch, placed
-from analytics_core.host import runtime
-from analytics_core.host.boot_guard import BootGuard
-from analytics_core.host.budget import RestartPolicy
-from analytics_core.host.change import ReloadReceipt
+from analytics_core.host.life.boot_guard import BootGuard
+from analytics_core.host.life.budget import RestartPolicy
+from analytics_core.host.life.change import ReloadReceipt
 from analytics_core.host.plugins import PluginHost
+from analytics_core.host.running import runtime
 from analytics_core.manifest import Deployment, PluginSettingsManifest
 from analytics_core.records import Outcome, Question, Request, TimeRange
 from tests.flow.fault_cells import Fault, Hook, Isolation

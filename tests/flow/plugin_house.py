@@ -22,9 +22,9 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Intake, Lanes, Plugins, Settings, Storage
 from analytics_core.events import UNPLACED_SCHEMA, micros
 from analytics_core.events.columns import times_column, word
-from analytics_core.host.boot_guard import BootGuard
-from analytics_core.host.budget import RestartPolicy
-from analytics_core.host.discovery import discover
+from analytics_core.host.installed.discovery import discover
+from analytics_core.host.life.boot_guard import BootGuard
+from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.plugins import PluginHost
 from analytics_core.host.views import PluginView
 from analytics_core.lake import EventStore

@@ -64,7 +64,7 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
 
 def test_a_static_plugins_list_loads_no_arrow_and_no_server(tmp_path: Path) -> None:
     loaded = imported_by("plugins", "list", "--port", str(closed_port()), "--manifests", str(tmp_path))
-    assert "analytics_core.host.judging" in loaded, "the command has run"
+    assert "analytics_core.host.examining.judging" in loaded, "the command has run"
     assert not loaded & {*HEAVY - {"msgspec"}, "jsonschema", "pydantic", "structlog"}
     assert "analytics_core.app" not in loaded
 

@@ -23,7 +23,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from analytics_core.events import UNPLACED_SCHEMA
-from analytics_core.host.checklist import checklist
+from analytics_core.host.examining.checklist import checklist
 from analytics_core.manifest import Deployment, PluginManifest, PluginSettingsManifest, read_plugin
 from analytics_core.testing import batch, started
 from shopping_carts.plugin import ShoppingCarts

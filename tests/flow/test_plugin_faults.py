@@ -21,8 +21,8 @@ import pytest
 
 from analytics_core.errors import HookFailedError, HookTimeoutError, MalformedBodyError, PluginError, WorkerDiedError
 from analytics_core.events import EventBatch
-from analytics_core.host.budget import RestartPolicy
 from analytics_core.host.health import TRANSITIONS, Health, State
+from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.plugins import PluginHost
 from analytics_core.log.reading import SUFFIX
 from analytics_core.records import Question, Request, TimeRange
@@ -585,7 +585,7 @@ def _wait(condition: object, what: str) -> None:
 _RACE = """
 import sys, threading
 import msgspec
-from analytics_core.host import wire
+from analytics_core.host.running import wire
 
 sys.setswitchinterval(1e-6)
 for _ in range(100):

@@ -21,7 +21,7 @@ import pytest
 from analytics_core.config import Auth, Plugins, Server, Settings
 from analytics_core.errors import NotFoundError
 from analytics_core.host.caretaker import Caretaker
-from analytics_core.host.examination import Examination
+from analytics_core.host.examining.examination import Examination
 from tests.flow.api_house import AUTH, House, StandIns, opened
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS
 from tests.flow.server_house import ROOT, Answer, ServerHouse, equals, house, until

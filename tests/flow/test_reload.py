@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from analytics_core import Question, TimeRange
-from analytics_core.host.change import ReloadReceipt
+from analytics_core.host.life.change import ReloadReceipt
 from analytics_core.host.plugins import PluginHost
 from analytics_core.manifest import Deployment, PluginSettingsManifest
 from tests.flow.plugin_house import COUNTING, T0, House, head, until, until_state, view

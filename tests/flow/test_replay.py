@@ -15,8 +15,8 @@ import pytest
 from analytics_core.config import Lanes
 from analytics_core.errors import NotFoundError, PluginUnavailableError, ReplayError
 from analytics_core.host.plugins import PluginHost
-from analytics_core.host.replay import ReplayView
-from analytics_core.host.replays import Replays
+from analytics_core.host.replaying.replay import ReplayView
+from analytics_core.host.replaying.replays import Replays
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.state.sqlite_side import SqliteSides
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, until, until_state, view

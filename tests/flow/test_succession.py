@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from analytics_core.host.budget import RestartPolicy
+from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.manifest import Deployment, PluginSettingsManifest
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, House, until, until_state, view
 from tests.flow.test_reload import TWICE, receipt, refreshed, rewrite

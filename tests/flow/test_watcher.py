@@ -17,8 +17,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from analytics_core.host import sight, watcher
-from analytics_core.host.sight import see_sources
-from analytics_core.host.watcher import Watcher
+from analytics_core.host.installed.sight import see_sources
+from analytics_core.host.installed.watcher import Watcher
 
 SOON = 5.0
 ONCE = {"look_seconds": 3600.0, "poll_seconds": 0.02, "settle_seconds": 0.05}

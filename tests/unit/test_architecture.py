@@ -67,6 +67,30 @@ def test_imports_run_one_way(path: Path) -> None:
         assert allowed, f"{path.relative_to(ROOT)}:{line}: {here} may not import {there}"
 
 
+HOST_TIERS = [
+    {"health", "intent", "restart"},
+    {"installed"},
+    {"code"},
+    {"running"},
+    {"life"},
+    {"enrichment", "examining", "replaying", "views"},
+    {"plugins"},
+    {"caretaker", "reloader"},
+]
+HOST_RANK = {room: rank for rank, tier in enumerate(HOST_TIERS) for room in tier}
+"""The rooms of the plugin host, from what is on the disk to what an operator does."""
+
+
+@pytest.mark.parametrize("path", sorted((CORE / "host").rglob("*.py")), ids=lambda p: str(p.relative_to(CORE)))
+def test_inside_the_host_imports_run_one_way_too(path: Path) -> None:
+    here = path.relative_to(CORE / "host").parts[0].removesuffix(".py")
+    for name, line in imports(path):
+        if name.startswith("analytics_core.host."):
+            there = name.split(".")[2]
+            allowed = there == here or HOST_RANK[there] < HOST_RANK[here]
+            assert allowed, f"{path.relative_to(ROOT)}:{line}: host/{here} may not import host/{there}"
+
+
 def test_the_rule_can_fail() -> None:
     assert RANK["log"] < RANK["lanes"] < RANK["api"] < RANK["cli"]
 

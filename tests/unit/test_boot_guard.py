@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from analytics_core.host.boot_guard import SETTLED_SECONDS, BootGuard, Journal
-from analytics_core.host.discovery import Found
-from analytics_core.host.fingerprint import fingerprint
+from analytics_core.host.code.fingerprint import fingerprint
 from analytics_core.host.health import State, Transition
-from analytics_core.host.selection import Choice
-from analytics_core.host.starts import Activation, Identity, Record, Start, begun
+from analytics_core.host.installed.discovery import Found
+from analytics_core.host.installed.selection import Choice
+from analytics_core.host.life.boot_guard import SETTLED_SECONDS, BootGuard, Journal
+from analytics_core.host.life.starts import Activation, Identity, Record, Start, begun
 
 T0 = datetime(2025, 1, 1, tzinfo=UTC)
 Change = Callable[["House"], None]

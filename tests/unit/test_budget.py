@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analytics_core.host.budget import Budget, RestartPolicy
+from analytics_core.host.life.budget import Budget, RestartPolicy
 
 POLICY = RestartPolicy(
     backoff=1.0, backoff_most=3.0, failures=4, hangs=2, refill=30.0, cool_down=60.0, cool_down_most=100.0

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from analytics_core.host.channel import Channel
-from analytics_core.host.wire import HEADER, LARGEST, BadFrameError, decode, frame
+from analytics_core.host.running.channel import Channel
+from analytics_core.host.running.wire import HEADER, LARGEST, BadFrameError, decode, frame
 
 LARGE = bytes(range(256)) * 20_000
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from analytics_core import cli
 from analytics_core.cli.plugins import replaying
-from analytics_core.host.change import ReloadReceipt
-from analytics_core.host.replay import ReplayState, ReplayView
+from analytics_core.host.life.change import ReloadReceipt
+from analytics_core.host.replaying.replay import ReplayState, ReplayView
 from analytics_core.state.side import Change, Counted, Difference
 
 DAY = datetime(2025, 1, 1, tzinfo=UTC)

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from analytics_core.host.dependencies import HOST, Dependencies
-from analytics_core.host.discovery import Found
+from analytics_core.host.installed.dependencies import HOST, Dependencies
+from analytics_core.host.installed.discovery import Found
 
 Import = Callable[[str], None]
 

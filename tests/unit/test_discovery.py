@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from analytics_core.host.discovery import Found, discover
+from analytics_core.host.installed.discovery import Found, discover
 
 YAML = """
 kind: plugin

@@ -16,8 +16,8 @@ import pytest
 from analytics_core.errors import HookFailedError, HookTimeoutError
 from analytics_core.events import Event, EventBatch
 from analytics_core.hookspecs import HOOKS, hookimpl
-from analytics_core.host.dispatch import Instance
-from analytics_core.host.threads import MAX_HUNG
+from analytics_core.host.code.dispatch import Instance
+from analytics_core.host.code.threads import MAX_HUNG
 from analytics_core.records import (
     Answer,
     Condition,

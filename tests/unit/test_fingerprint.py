@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from analytics_core.host.discovery import Found
-from analytics_core.host.fingerprint import fingerprint, places, read_copy
+from analytics_core.host.code.fingerprint import fingerprint, places, read_copy
+from analytics_core.host.installed.discovery import Found
 
 
 @pytest.fixture

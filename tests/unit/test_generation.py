@@ -20,8 +20,8 @@ import yaml
 
 from analytics_core.errors import HookFailedError, HookRefusedError, PluginError
 from analytics_core.events import EventBatch
-from analytics_core.host.discovery import Found
-from analytics_core.host.generation import Generation, load
+from analytics_core.host.code.generation import Generation, load
+from analytics_core.host.installed.discovery import Found
 from analytics_core.manifest import read_plugin
 
 BATCH = EventBatch.empty("default", datetime(2025, 1, 1, tzinfo=UTC))

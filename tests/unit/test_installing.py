@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from analytics_core.host.installing import HOST, Asked, Own, PipError, Plan, own_dependencies, plan
+from analytics_core.host.examining.installing import HOST, Asked, Own, PipError, Plan, own_dependencies, plan
 from tests.unit.cli_plugins_site import Site
 
 ROOT = Path(__file__).parents[2]

@@ -20,7 +20,7 @@ from analytics_core.config import Lanes as Pace
 from analytics_core.errors import FencedError, HookFailedError, StorageError, TrimmedError
 from analytics_core.events import UNPLACED_SCHEMA, micros, placed
 from analytics_core.events.columns import times_column, word
-from analytics_core.host.dispatch import Instance
+from analytics_core.host.code.dispatch import Instance
 from analytics_core.lanes import lane as lane_module
 from analytics_core.lanes.checkpoint import Tenants, unpack
 from analytics_core.lanes.fold import HookFold, Pulse, fold_once

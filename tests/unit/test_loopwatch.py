@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from analytics_core.host.loopwatch import BLOCKED_SECONDS, STRIKES, WITHIN_SECONDS, Blame, LoopWatch
+from analytics_core.host.life.loopwatch import BLOCKED_SECONDS, STRIKES, WITHIN_SECONDS, Blame, LoopWatch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what a thread has used")
 

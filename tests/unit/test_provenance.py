@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from analytics_core.config import Plugins, Settings
-from analytics_core.host.admission import idle_patterns
-from analytics_core.host.discovery import Found, discover
-from analytics_core.host.provenance import (
+from analytics_core.host.installed.admission import idle_patterns
+from analytics_core.host.installed.discovery import Found, discover
+from analytics_core.host.installed.provenance import (
     LockError,
     check_lock,
     drift,
@@ -27,7 +27,7 @@ from analytics_core.host.provenance import (
     read_lock,
     write_lock,
 )
-from analytics_core.host.selection import Choice, choose
+from analytics_core.host.installed.selection import Choice, choose
 from analytics_core.manifest import Deployment, PluginSettingsManifest
 from tests.unit.cli_plugins_site import NOBODY, Site
 

@@ -24,9 +24,9 @@ import pyarrow.compute as pc
 import pytest
 
 from analytics_core.errors import PluginError, RestartRequiredError
-from analytics_core.host.discovery import Found
-from analytics_core.host.generation import Generation, load
-from analytics_core.host.registries import hindrance, refusal, registrations
+from analytics_core.host.code.generation import Generation, load
+from analytics_core.host.code.registries import hindrance, refusal, registrations
+from analytics_core.host.installed.discovery import Found
 from analytics_core.manifest import read_plugin
 
 MANIFEST = """

@@ -19,12 +19,12 @@ from analytics_core.config import Lanes as Pace
 from analytics_core.errors import NotFoundError, ReplayError, StorageError
 from analytics_core.events import UNPLACED_SCHEMA, micros
 from analytics_core.events.columns import times_column, word
-from analytics_core.host import replay as replay_module
-from analytics_core.host.attempt import Beats
-from analytics_core.host.change import Handover, Outcome, ReloadReceipt
-from analytics_core.host.dispatch import Instance
-from analytics_core.host.replay import ReplayView
-from analytics_core.host.replays import Replays
+from analytics_core.host.code.dispatch import Instance
+from analytics_core.host.life.attempt import Beats
+from analytics_core.host.life.change import Handover, Outcome, ReloadReceipt
+from analytics_core.host.replaying import replay as replay_module
+from analytics_core.host.replaying.replay import ReplayView
+from analytics_core.host.replaying.replays import Replays
 from analytics_core.lanes.fold import Fold, HookFold, Pulse
 from analytics_core.lanes.lane import Lane
 from analytics_core.log.segments import SegmentLog

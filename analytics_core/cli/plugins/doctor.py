@@ -13,8 +13,8 @@ from analytics_core.cli.ending import terminable
 from analytics_core.cli.options import manifests_option, settings
 from analytics_core.cli.plugins.asking import RefusedError, show_json
 from analytics_core.errors import NotFoundError
-from analytics_core.host.doctor import examinations
-from analytics_core.host.examination import SECONDS, Examination
+from analytics_core.host.examining.doctor import examinations
+from analytics_core.host.examining.examination import SECONDS, Examination
 
 _FOREIGN_WARNINGS: Final = 5
 

@@ -10,10 +10,10 @@ import click
 import msgspec
 
 from analytics_core.cli.plugins.asking import Server, UnknownPluginError, asking_options, show_json
-from analytics_core.host.discovery import discover
-from analytics_core.host.inspection import inspected
-from analytics_core.host.judging import named
-from analytics_core.host.selection import choose
+from analytics_core.host.examining.inspection import inspected
+from analytics_core.host.examining.judging import named
+from analytics_core.host.installed.discovery import discover
+from analytics_core.host.installed.selection import choose
 from analytics_core.manifest import MASK, masked, read_deployment
 
 _PLAIN: Final = ("title", "description", "entry", "isolation", "on_failure")

@@ -15,9 +15,9 @@ from rich.text import Text
 
 from analytics_core.cli.options import manifests_option, settings
 from analytics_core.cli.plugins.asking import show_json
-from analytics_core.host.installing import Asked, Plan, install, own_dependencies, plan
-from analytics_core.host.judging import judge
-from analytics_core.host.selection import Choice
+from analytics_core.host.examining.installing import Asked, Plan, install, own_dependencies, plan
+from analytics_core.host.examining.judging import judge
+from analytics_core.host.installed.selection import Choice
 
 _STYLES: Final = {"install": "green", "upgrade": "green", "downgrade": "yellow", "reinstall": "yellow"}
 

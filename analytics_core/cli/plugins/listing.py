@@ -11,8 +11,8 @@ from typing import Any, Final
 import click
 
 from analytics_core.cli.plugins.asking import Server, asking_options, show_json
-from analytics_core.host.judging import judge
-from analytics_core.host.selection import Choice
+from analytics_core.host.examining.judging import judge
+from analytics_core.host.installed.selection import Choice
 
 _COLORS: Final = {"active": "green", "degraded": "yellow", "disabled": "bright_black", "discovered": None}
 """Of states; every other one is red."""

@@ -14,7 +14,7 @@ from typing import Final
 from packaging.utils import canonicalize_name
 
 from analytics_core.errors import AnalyticsError
-from analytics_core.host.discovery import discover
+from analytics_core.host.installed.discovery import discover
 
 _LONGEST: Final = 64
 _TAKEN: Final = frozenset({"analytics_core", "conftest", "test", "tests"})

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from analytics_core.cli.plugins.asking import RefusedError, Server, UnknownPluginError, asking_options, show_json
 from analytics_core.errors import AnalyticsError
-from analytics_core.host.replay import ReplayView
+from analytics_core.host.replaying.replay import ReplayView
 from analytics_core.state.side import Change, Difference
 
 _SECONDS: Final = 10.0

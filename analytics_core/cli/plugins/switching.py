@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from analytics_core.cli.plugins.asking import RefusedError, Server, UnknownPluginError, show_json
 from analytics_core.errors import AnalyticsError
+from analytics_core.host.examining.judging import RUNS, judge, named
 from analytics_core.host.intent import set_enabled
-from analytics_core.host.judging import RUNS, judge, named
 from analytics_core.manifest import read_deployment
 
 _SECONDS: Final = 30.0

@@ -9,8 +9,8 @@ import click
 
 from analytics_core.cli.ending import terminable
 from analytics_core.cli.plugins.asking import show_json
-from analytics_core.host.checklist import Check, checklist
-from analytics_core.host.examination import SECONDS
+from analytics_core.host.examining.checklist import Check, checklist
+from analytics_core.host.examining.examination import SECONDS
 
 _MARKS: Final = {True: ("✓", "green"), False: ("✗", "red"), None: ("!", "yellow")}
 

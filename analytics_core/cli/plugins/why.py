@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 from analytics_core.cli.plugins.asking import RefusedError, Server, UnknownPluginError, asking_options, show_json
 from analytics_core.errors import NotFoundError
-from analytics_core.host.explanation import Explanation, explain_installed, explain_row, with_line
+from analytics_core.host.examining.explanation import Explanation, explain_installed, explain_row, with_line
 
 
 @click.command("why")

@@ -1,0 +1,1 @@
+"""What is installed, what the operator wants of it, and what changes."""

@@ -1,0 +1,1 @@
+"""A plugin's life: attempts, failures, and one generation after the other."""

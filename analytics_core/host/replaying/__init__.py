@@ -1,0 +1,1 @@
+"""A plugin's outputs, rebuilt from history and switched to."""

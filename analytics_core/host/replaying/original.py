@@ -1,0 +1,51 @@
+"""A running plugin as its replay sees it."""
+
+from __future__ import annotations
+
+from analytics_core.errors import PluginUnavailableError, ReplayError
+from analytics_core.host.life.change import Handover, ReloadReceipt
+from analytics_core.host.life.roster import Roster
+from analytics_core.host.life.supervise import Life
+from analytics_core.host.running.runtime import Runtime
+from analytics_core.lanes.lane import Lane
+
+
+class RunningPlugin:
+    """`replays.Replayable` of a plugin that had ``life`` when its replay began."""
+
+    def __init__(self, name: str, life: Life, roster: Roster) -> None:
+        self.name = name
+        self._life = life
+        self._roster = roster
+
+    @property
+    def generation(self) -> int:
+        """0 when it was removed or ended meanwhile."""
+        return self._life.runtime.generation if self._roster.lives().get(self.name) is self._life else 0
+
+    @property
+    def lane(self) -> Lane | None:
+        attempt = self._life.carrier()
+        return attempt.lane if attempt is not None else None
+
+    def twin(self) -> Runtime:
+        return self._life.runtime.twin(self._roster.number(self.name))
+
+    def succeed(self, runtime: Runtime, handover: Handover) -> ReloadReceipt:
+        return self._roster.hand_over(self.name, runtime, handover).result()
+
+
+def running_plugin(roster: Roster, name: str) -> RunningPlugin:
+    """:raises NotFoundError: for a name that nothing has.
+    :raises PluginUnavailableError: while it does not run.
+    :raises ReplayError: for one that folds nothing, or of which no two generations may run at once.
+    """
+    member = roster.member(name)
+    life, manifest = member.life, member.choice.manifest
+    if life is None or not member.runs or manifest is None:
+        raise PluginUnavailableError(name, f"is {member.health.state}; only a running plugin is replayed")
+    if "process" not in life.hooks:
+        raise ReplayError(name, "has no 'process', so there is nothing to rebuild")
+    if (strategy := manifest.reload.strategy) != "side_by_side":
+        raise ReplayError(name, f"its reload.strategy is {strategy}, and a replay runs beside it")
+    return RunningPlugin(name, life, roster)
