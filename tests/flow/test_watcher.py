@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from analytics_core.host import sight, watcher
+from analytics_core.host.installed import sight, watcher
 from analytics_core.host.installed.sight import see_sources
 from analytics_core.host.installed.watcher import Watcher
 

@@ -66,7 +66,7 @@ class Site:
         """``analytics plugins COMMAND`` with what is installed here besides what the tests run with."""
         before = list(sys.path)
         sys.path.insert(0, str(self.path))
-        told = {name: None for name in os.environ if name.startswith(("ANALYTICS_", "PLUGINS_"))}
+        told = {name: None for name in os.environ if name.startswith(("ANALYTICS_", "PLUGINS_", "COLUMNS"))}
         runner = CliRunner(env={**told, "ANALYTICS_MANIFESTS_DIR": str(self.manifests), **environ})
         try:
             return runner.invoke(cli.main, ["plugins", command, *arguments])

@@ -53,8 +53,7 @@ class ProcessRuntime:
     def load(self) -> frozenset[str]:
         if self._worker is not None and self._worker.alive:
             return self._hooks
-        if self._worker is not None:
-            self._worker.close()
+        self.close()  # what has died, which nobody else may close once more
         self._started = False
         self._worker = WorkerProcess(self._subject.name)
         hello = Hello(
