@@ -21,6 +21,7 @@ import structlog
 from analytics_core.errors import AnalyticsError, HookTimeoutError, LaneEndedError, PluginError, RestartRequiredError
 from analytics_core.host.life.attempt import Attempt, Beats
 from analytics_core.host.life.change import Change, Outcome, ReloadReceipt, ended, outcome_of, reason_of
+from analytics_core.host.life.memory import give_back
 from analytics_core.host.running.runtime import LOAD_SECONDS, Runtime, patience
 from analytics_core.lanes.fold import Fold, Pulse
 from analytics_core.lanes.lane import Action, Lane
@@ -282,7 +283,9 @@ def retired(old: Runtime, left: list[Fold], drained: Callable[[float], bool]) ->
     going = aside(let_go, f"retire:{old.plugin}")
     going.join(2 * old.seconds + 1.0)
     hangs = (f"its teardown, which has not ended: thread {going.name!r}",) if going.is_alive() else ()
-    return (*hangs, *old.survivors())
+    survivors = (*hangs, *old.survivors())
+    give_back()
+    return survivors
 
 
 def aside(call: Callable[[], None], name: str) -> threading.Thread:
