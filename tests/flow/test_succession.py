@@ -197,16 +197,29 @@ def test_what_a_plugin_requires_may_be_mended_or_no_longer_be_required(house: Ho
 def test_a_plugin_begins_after_those_that_it_is_to_come_after(house: House, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     wait = f"\n@hookimpl\ndef setup(self, context):\n    while not Path({str(gate)!r}).exists(): time.sleep(0.005)\n"
-    house.install("zebra", COUNTING + wait, (*COUNTING_HOOKS, "setup"), isolation="thread", after=["ape"])
+    house.install("zebra", COUNTING + wait, (*COUNTING_HOOKS, "setup"), isolation="thread")
     house.install("ant", isolation="thread", after=["zebra", "nobody"])
-    house.install("ape", isolation="thread", after=["ant"])
+    house.install("ape", isolation="thread")
 
     async def main() -> None:
         async with house.host(settled=False) as host:
-            await until_state(host, "ape", "active")  # of a circle nobody waits
-            assert view(host, "zebra").state == "starting"
+            await until_state(host, "zebra", "starting")
+            await until_state(host, "ape", "active")
+            assert view(host, "ant").state == "discovered"
             gate.touch()
             for name in ("zebra", "ant"):
+                await until_state(host, name, "active")
+
+    asyncio.run(main())
+
+
+def test_in_a_circle_of_after_nobody_waits(house: House) -> None:
+    house.install("ant", isolation="thread", after=["bee"])
+    house.install("bee", isolation="thread", after=["ant"])
+
+    async def main() -> None:
+        async with house.host() as host:
+            for name in ("ant", "bee"):
                 await until_state(host, name, "active")
 
     asyncio.run(main())
