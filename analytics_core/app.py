@@ -44,7 +44,7 @@ from analytics_core.live import Live
 from analytics_core.log.dedup import Deduplicator
 from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.logs import configure_logging
-from analytics_core.manifest import read_deployment
+from analytics_core.manifest import Deployment, read_deployment
 from analytics_core.metrics.live import LiveWindows
 from analytics_core.queries.analyses import Analyses
 from analytics_core.queries.declarations import Declarations
@@ -138,19 +138,9 @@ async def open_services(
     log, dedup, lake, state, bus, outbox = store = await _open_storage(settings, stack)
     history = History(log, lake, log_directory=log.directory)
     declarations = Declarations(history, state, deployment)
-    journal = Journal(settings.storage.data_dir / "starts.jsonl")
-    guard = BootGuard(journal, safe_mode=settings.plugins.safe_mode)
-    stack.callback(guard.end)
-    host = PluginHost(settings, deployment, log, lake, state, bus, on_commit=outbox.wake, guard=guard)
-    stack.push_async_callback(host.close)
-    await host.start()
-    await asyncio.to_thread(_tell_idle_patterns, settings)
+    host = await _host(settings, deployment, store, stack)
     writer = _store_writer(settings, declarations, store, stack, on_fatal)
-    windows = LiveWindows(declarations.now.metrics.definitions.values())
-    declarations.follow(lambda now: windows.declare(now.metrics.definitions.values()))
-    live_metrics = LiveMetrics(log, bus, windows)
-    live_metrics.start()
-    stack.push_async_callback(asyncio.to_thread, live_metrics.stop)
+    live_metrics = _live_metrics(declarations, store, stack)
     intake = Intake(settings.intake, log, dedup, host)
     intake.start()
     stack.push_async_callback(intake.stop)
@@ -180,6 +170,26 @@ async def open_services(
         figures=partial(_figures, store, intake, live),
         started_at=datetime.now(UTC),
     )
+
+
+async def _host(settings: Settings, deployment: Deployment, store: Storage, stack: AsyncExitStack) -> PluginHost:
+    guard = BootGuard(Journal(settings.storage.data_dir / "starts.jsonl"), safe_mode=settings.plugins.safe_mode)
+    stack.callback(guard.end)
+    wake = store.outbox.wake
+    host = PluginHost(settings, deployment, store.log, store.lake, store.state, store.bus, on_commit=wake, guard=guard)
+    stack.push_async_callback(host.close)
+    await host.start()
+    await asyncio.to_thread(_tell_idle_patterns, settings)
+    return host
+
+
+def _live_metrics(declarations: Declarations, store: Storage, stack: AsyncExitStack) -> LiveMetrics:
+    windows = LiveWindows(declarations.now.metrics.definitions.values())
+    declarations.follow(lambda now: windows.declare(now.metrics.definitions.values()))
+    live_metrics = LiveMetrics(store.log, store.bus, windows)
+    live_metrics.start()
+    stack.push_async_callback(asyncio.to_thread, live_metrics.stop)
+    return live_metrics
 
 
 def _store_writer(

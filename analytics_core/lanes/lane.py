@@ -135,9 +135,9 @@ class Lane:
         return self._checkpoint
 
     @property
-    def committed(self) -> int:
-        """The position up to which results and state are durable."""
-        return self._checkpoint.position
+    def committed(self) -> int | None:
+        """The position up to which results and state are durable; None before the lane is claimed."""
+        return self._checkpoint.position if self._checkpoint.epoch else None
 
     def sample(self, position: int, rows: int) -> int:
         """Where to read about ``rows`` events: from ``position`` on when there are any, else those before it."""

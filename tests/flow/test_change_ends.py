@@ -157,6 +157,7 @@ def test_what_comes_back_at_once_waits_for_the_end_of_its_earlier_self(house: Ho
             await until_state(host, "counting", "active")
             house.add(1)
             await until(lambda: house.value("counting") == 4, "it goes on")
+            assert "start_error" not in house.states("counting")
 
     asyncio.run(main())
 

@@ -212,6 +212,7 @@ def test_a_plugin_that_failed_to_load_is_tried_again_when_it_is_mended(house: Ho
             await refreshed(host)
             await until_state(host, "counting", "active")
             await until(lambda: house.value("counting") == 3, "all from the start")
+            assert (await receipt(host, "counting")).outcome == "active"
 
     asyncio.run(main())
 

@@ -220,7 +220,7 @@ def test_in_a_circle_of_after_nobody_waits(house: House) -> None:
     async def main() -> None:
         async with house.host() as host:
             for name in ("ant", "bee"):
-                await until_state(host, name, "active")
+                assert (await until_state(host, name, "active")).errors == 0
 
     asyncio.run(main())
 

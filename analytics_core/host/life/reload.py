@@ -263,8 +263,8 @@ class Reload:
 
 
 def gap(left_at: int | None, resumed_at: int | None) -> int:
-    """How many positions no generation has processed."""
-    return max(0, resumed_at - left_at) if left_at is not None and resumed_at is not None else 0
+    """How many positions no generation has processed; below 0, how many were processed by both. 0 when unknown."""
+    return resumed_at - left_at if left_at is not None and resumed_at is not None else 0
 
 
 def retired(old: Runtime, left: list[Fold], drained: Callable[[float], bool]) -> tuple[str, ...]:

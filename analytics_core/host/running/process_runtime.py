@@ -12,7 +12,7 @@ from analytics_core.errors import PluginUnavailableError, WorkerDiedError
 from analytics_core.events import EventBatch
 from analytics_core.host.running.crossing import Hello
 from analytics_core.host.running.process import ProcessFold, WorkerProcess, spec_of
-from analytics_core.host.running.runtime import Beat, Subject
+from analytics_core.host.running.runtime import Beat, OfSubject, Subject
 from analytics_core.host.running.wire import Trusted
 from analytics_core.lanes.fold import Backlog, Fold
 from analytics_core.records import ProcessResult
@@ -20,13 +20,13 @@ from analytics_core.records import ProcessResult
 DEFAULT_MEMORY_MB: Final = 1024
 
 
-class ProcessRuntime:
+class ProcessRuntime(OfSubject):
     """The plugin has a process of its own, which is started anew when it has ended."""
 
     isolation = "process"
 
     def __init__(self, subject: Subject, log_directory: Path, backlog: Backlog | None = None) -> None:
-        self._subject = subject
+        super().__init__(subject)
         self._log_directory = log_directory
         self._backlog = backlog
         self._worker: WorkerProcess | None = None
@@ -34,21 +34,6 @@ class ProcessRuntime:
         self._started = False
         memory = subject.limits.memory_mb or DEFAULT_MEMORY_MB
         self._memory_bytes = memory << 20
-
-    @property
-    def plugin(self) -> str:
-        return self._subject.name
-
-    @property
-    def generation(self) -> int:
-        return self._subject.generation
-
-    @property
-    def seconds(self) -> float:
-        return self._subject.seconds
-
-    def check(self) -> None:
-        self._subject.check()
 
     def load(self) -> frozenset[str]:
         if self._worker is not None and self._worker.alive:

@@ -122,6 +122,28 @@ class Runtime(Protocol):
         ...
 
 
+class OfSubject:
+    """What every runtime says of its subject."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    @property
+    def plugin(self) -> str:
+        return self._subject.name
+
+    @property
+    def generation(self) -> int:
+        return self._subject.generation
+
+    @property
+    def seconds(self) -> float:
+        return self._subject.seconds
+
+    def check(self) -> None:
+        self._subject.check()
+
+
 def patience(runtime: Runtime, doing: str) -> float:
     """Seconds that a thread may be in ``doing``."""
     return max(runtime.seconds, LOAD_SECONDS) if doing == "load" else runtime.seconds

@@ -16,7 +16,7 @@ from analytics_core.host.code.dispatch import Instance
 from analytics_core.host.code.generation import Generation, load
 from analytics_core.host.code.registries import hindrance, refusal
 from analytics_core.host.code.threads import MAX_HUNG, Overdue, on_own_thread
-from analytics_core.host.running.runtime import Beat, Subject
+from analytics_core.host.running.runtime import Beat, OfSubject, Subject
 from analytics_core.lanes.fold import Backlog, Fold, HookFold, fold_once
 from analytics_core.log import LogReader
 from analytics_core.records import ProcessResult
@@ -24,13 +24,13 @@ from analytics_core.records import ProcessResult
 _log = structlog.get_logger(__name__)
 
 
-class ThreadRuntime:
+class ThreadRuntime(OfSubject):
     """The plugin shares this process, its interpreter lock and its memory: only its author is to be trusted."""
 
     isolation = "thread"
 
     def __init__(self, subject: Subject, log: LogReader, backlog: Backlog | None = None) -> None:
-        self._subject = subject
+        super().__init__(subject)
         self._log = log
         self._backlog = backlog
         self._generation: Generation | None = None
@@ -38,21 +38,6 @@ class ThreadRuntime:
         self._concurrent: Instance | None = None
         self._folds = Overdue()
         self._closing = threading.Lock()
-
-    @property
-    def plugin(self) -> str:
-        return self._subject.name
-
-    @property
-    def generation(self) -> int:
-        return self._subject.generation
-
-    @property
-    def seconds(self) -> float:
-        return self._subject.seconds
-
-    def check(self) -> None:
-        self._subject.check()
 
     def load(self) -> frozenset[str]:
         return self._loaded().hooks
