@@ -45,6 +45,7 @@ from analytics_core.log.dedup import Deduplicator
 from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.logs import configure_logging
 from analytics_core.manifest import Deployment, read_deployment
+from analytics_core.memory import share_allocator
 from analytics_core.metrics.live import LiveWindows
 from analytics_core.queries.analyses import Analyses
 from analytics_core.queries.declarations import Declarations
@@ -72,6 +73,7 @@ def serve(load: Callable[[], Settings], *, ready: Callable[[], None] | None = No
     check_exposure(settings)
     check_lock(settings)
     configure_logging(settings.logging, sys.stderr)
+    share_allocator()
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()  # what the imports have made stays, and no later collection looks at it; plugins come after, and may go
     try:
@@ -102,6 +104,7 @@ async def _serve(settings: Settings, load: Callable[[], Settings], ready: Callab
         try:
             await stop
         finally:
+            guard.end()  # what may still go wrong is not its start
             _log.info("stopping")
             services.history.interrupt()
 
@@ -174,10 +177,10 @@ async def open_services(
 
 async def _host(settings: Settings, deployment: Deployment, store: Storage, stack: AsyncExitStack) -> PluginHost:
     guard = BootGuard(Journal(settings.storage.data_dir / "starts.jsonl"), safe_mode=settings.plugins.safe_mode)
-    stack.callback(guard.end)
     wake = store.outbox.wake
     host = PluginHost(settings, deployment, store.log, store.lake, store.state, store.bus, on_commit=wake, guard=guard)
     stack.push_async_callback(host.close)
+    stack.callback(guard.end)
     await host.start()
     await asyncio.to_thread(_tell_idle_patterns, settings)
     return host

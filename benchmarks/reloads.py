@@ -177,7 +177,7 @@ def _sample(server: Server, reloads: int) -> Sample:
 
 
 def _outcomes(receipts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What became of the reloads, and of those that came in the pauses in ms and the whole duration in s."""
+    """What became of the reloads, and of those that came in the pauses in ms, the last state in MB and the phases in s."""
     came_in = [receipt for receipt in receipts if receipt["outcome"] == "active"]
     pauses = {name: [1000 * r["pause"] for r in came_in if r["plugin"] == name] for name in PLUGINS}
     return {
@@ -185,6 +185,7 @@ def _outcomes(receipts: list[dict[str, Any]]) -> dict[str, Any]:
         "reasons": sorted({receipt["reason"] for receipt in receipts} - {""}),
         "survivors": sorted({name for receipt in receipts for name in receipt["survivors"]}),
         "pause_ms": {name: {"p50": _median(each), "max": round(max(each), 1)} for name, each in pauses.items() if each},
+        "state_mb": {r["plugin"]: round(r["state_bytes"] / 1e6, 1) for r in came_in},
         "seconds_p50": {
             phase: _median([r["seconds"][phase] for r in came_in if phase in r["seconds"]])
             for phase in sorted({phase for r in came_in for phase in r["seconds"]})

@@ -18,6 +18,7 @@ from analytics_core.lake import EventStore, RetentionPolicy
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.maintenance import Forget, HeldRetention, Maintenance
 from analytics_core.log import EventLog
+from analytics_core.memory import give_back
 
 NAME: Final = "store-writer"
 _ROW_BYTES: Final = 256.0
@@ -145,6 +146,7 @@ class StoreWriter:
         due = self._due()
         if due:
             self._commit()
+            give_back()
         self._trim()
         self._state, self._reason = "active", ""
         if not due:

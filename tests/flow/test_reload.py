@@ -59,6 +59,7 @@ def test_the_state_goes_on_in_the_next_generation(house: House, isolation: str) 
             found = await receipt(host, "counting")
             assert (found.outcome, found.before, found.after, found.events_lost) == ("active", 1, 2, 0)
             assert list(found.seconds) == ["load", "setup", "probe", "swap", "retire"]
+            assert found.state_bytes > 0
             assert found.survivors == ()
             assert (view(host, "counting").state, view(host, "counting").generation) == ("active", 2)
             house.add(4)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "analytics_core"
 
 TIERS = [
-    {"errors", "properties", "events", "records", "hashing", "sketches"},
+    {"errors", "properties", "events", "records", "hashing", "memory", "sketches"},
     {"hookspecs", "manifest"},
     {"config"},
     {"log", "lake", "state", "bus"},

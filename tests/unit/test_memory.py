@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analytics_core.host.life.memory import SLACK_BYTES, give_back
+from analytics_core.memory import SLACK_BYTES, give_back
 
 
 def resident() -> int:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
+import structlog
 from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError, RestartRequiredError
@@ -16,6 +17,8 @@ from analytics_core.host.life.attempt import Beats
 from analytics_core.host.running.runtime import Runtime
 from analytics_core.lanes.fold import Fold
 from analytics_core.lanes.lane import Lane
+
+_log = structlog.get_logger(__name__)
 
 Outcome = Literal[
     "active",  # it runs
@@ -43,7 +46,8 @@ Handover = Callable[[Lane, ComingIn], HandedOver]
 
 
 class ReloadReceipt(Struct, frozen=True):
-    """What one change did. ``seconds`` by phase; ``pause`` is the longest that the lane stood still for it, in seconds.
+    """What one change did. ``seconds`` by phase; ``pause`` is the longest that the lane stood still for it, in seconds;
+    ``state_bytes`` the size of the state that was handed over meanwhile.
 
     ``position``: where in the log the next generation has taken over, None when it began from a checkpoint or has no
     lane. ``events_lost``: how many positions lie between what the generation before had processed and where the next
@@ -59,6 +63,7 @@ class ReloadReceipt(Struct, frozen=True):
     at: datetime
     seconds: dict[str, float]
     pause: float = 0.0
+    state_bytes: int = 0
     position: int | None = None
     events_lost: int = 0
     survivors: tuple[str, ...] = ()
@@ -98,7 +103,10 @@ class Change:
         with self._settling:
             if self.receipt.done():
                 return
-            self._settled(receipt)
+            try:
+                self._settled(receipt)
+            except Exception:  # what has come of it holds, whoever could not be told
+                _log.exception("receipt_not_told", plugin=receipt.plugin)
             self.receipt.set_result(receipt)
 
 

@@ -21,10 +21,10 @@ import structlog
 from analytics_core.errors import AnalyticsError, HookTimeoutError, LaneEndedError, PluginError, RestartRequiredError
 from analytics_core.host.life.attempt import Attempt, Beats
 from analytics_core.host.life.change import Change, Outcome, ReloadReceipt, ended, outcome_of, reason_of
-from analytics_core.host.life.memory import give_back
 from analytics_core.host.running.runtime import LOAD_SECONDS, Runtime, patience
 from analytics_core.lanes.fold import Fold, Pulse
 from analytics_core.lanes.lane import Action, Lane
+from analytics_core.memory import give_back
 from analytics_core.state import Checkpoint
 
 SAMPLE_ROWS: Final = 1_000
@@ -62,6 +62,7 @@ class Reload:
         self._exchange = exchange
         self._drained = drained
         self._pause = 0.0
+        self._state_bytes = 0
         self._position: int | None = None
         self._left_at: int | None = None
         self._asked: Future[int] | None = None
@@ -175,7 +176,7 @@ class Reload:
         """On the lane's thread."""
         try:
             state = _handed(old, lane)
-            self._left_at = state.position
+            self._left_at, self._state_bytes = state.position, len(state.state or b"")
             beats.pulse, self._restoring = lane.pulse, True
             new.restore(state)
             self._restoring = False
@@ -247,7 +248,13 @@ class Reload:
             survivors = retired(self._old, left, self._drained)
         lost = gap(self._left_at, self._position)
         return self._receipt(
-            "active", "", pause=self._pause, position=self._position, events_lost=lost, survivors=survivors
+            "active",
+            "",
+            pause=self._pause,
+            state_bytes=self._state_bytes,
+            position=self._position,
+            events_lost=lost,
+            survivors=survivors,
         )
 
     def _receipt(self, outcome: Outcome, reason: str, **figures: Any) -> ReloadReceipt:

@@ -1,24 +1,29 @@
 """The whole fold state as bytes and back: an Arrow IPC stream with one row per tenant and a list column per array.
 
-The form is canonical: equal states give equal bytes, whichever batches led to them.
+The form is canonical: equal states give equal bytes, whichever batches led to them. The open sessions, which are nearly
+all of it, are the bytes of their rows, as 64-bit words: they are copied once, not field by field.
 """
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from analytics_core import HistogramSketch, UniqueSketch
-from analytics_user_behavior.clusters import ROW
+from analytics_user_behavior.clusters import ROW, Rows
 from analytics_user_behavior.columns import Names
 from analytics_user_behavior.fold import Limits, TenantFold
 from analytics_user_behavior.open_sessions import OpenSessions
 from analytics_user_behavior.tallies import HourlyTally
 from analytics_user_behavior.windows import Minute
 
-VERSION = 1
+VERSION = 2
+_FIELDS_APART = 1
+"""The version that had a column for each field of an open session."""
+READABLE = (_FIELDS_APART, VERSION)
 _COUNTS = ("events", "started", "ended", "bounces", "late")
 _SKETCHES: dict[str, type[UniqueSketch] | type[HistogramSketch]] = {
     "users": UniqueSketch,
@@ -50,14 +55,12 @@ def pack(tenants: dict[str, TenantFold]) -> bytes:
         )  # fmt: skip
     for field in ("transitions", "exits"):
         columns[field] = _lists([_triples(getattr(fold, field)) for fold in folds])
-    rows = [fold.open.rows() for fold in folds]
-    for field in ROW.names or ():
-        columns[f"open.{field}"] = _lists([_plain(own[field]) for own in rows])
+    columns["open"] = _lists([fold.open.rows().view(np.uint64) for fold in folds])
     batch = pa.RecordBatch.from_pydict(columns)
-    sink = pa.BufferOutputStream()
+    sink = BytesIO()  # gives its bytes away without a copy
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    return bytes(sink.getvalue())
+    return sink.getvalue()
 
 
 def unpack(state: bytes, limits: Limits) -> dict[str, TenantFold]:
@@ -83,26 +86,29 @@ def _unpack(table: pa.Table, i: int, limits: Limits) -> TenantFold:
             setattr(entry, field, table[field][i].values[place].as_py())
         for field, kind in _SKETCHES.items():
             setattr(entry, field, kind.from_bytes(table[field][i].values[place].as_py()))
+    fold.open = OpenSessions(_rows(table, i))
+    return fold
+
+
+def _rows(table: pa.Table, i: int) -> Rows:
+    """The open sessions, in memory that can be written."""
+    if "open" in table.column_names:
+        return np.array(table["open"][i].values.to_numpy()).view(ROW)
     rows = np.zeros(len(table["open.key"][i].values), ROW)
     for field in ROW.names or ():
         rows[field] = table[f"open.{field}"][i].values.to_numpy(zero_copy_only=False)
-    fold.open = OpenSessions(rows)
-    return fold
+    return rows
 
 
 def _counts(fold: TenantFold, minutes: list[int], field: str) -> Any:
     return np.array([getattr(fold.minutes.by_minute[m], field) for m in minutes], np.int64)
 
 
-def _plain(column: Any) -> Any:
-    return np.ascontiguousarray(column, np.uint8 if column.dtype == np.bool_ else column.dtype)
-
-
 def _lists(arrays: list[Any]) -> pa.Array:
     """One list per array: their values joined, without a copy per element."""
     offsets = np.zeros(len(arrays) + 1, np.int64)
     np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    joined = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays) if arrays else np.empty(0, np.int64)
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(joined))
 
 

@@ -38,8 +38,9 @@ class UserBehavior:
 
     @hookimpl
     def import_state(self, state: bytes, version: int) -> None:
-        if version != checkpoint.VERSION:
-            raise ValueError(f"state version {version} is not known; valid is {checkpoint.VERSION}")
+        if version not in checkpoint.READABLE:
+            valid = ", ".join(map(str, checkpoint.READABLE))
+            raise ValueError(f"state version {version} is not known; valid are: {valid}")
         self._tenants = checkpoint.unpack(state, self._limits)
 
     @hookimpl

@@ -7,12 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analytics_core import EventBatch, HistogramSketch, ProcessResult, UniqueSketch
 from analytics_core.testing import batch, check_deterministic, check_plugin, run, started
+from analytics_user_behavior.clusters import ROW
 from analytics_user_behavior.plugin import UserBehavior
 
 NOON = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -280,5 +282,26 @@ def test_a_foreign_state_is_refused() -> None:
     plugin = started(UserBehavior)
     with pytest.raises(ValueError, match="no Arrow stream"):
         plugin.import_state(b"something else", 1)
-    with pytest.raises(ValueError, match="version 9 is not known; valid is 1"):
+    with pytest.raises(ValueError, match="version 9 is not known; valid are: 1, 2"):
         plugin.import_state(plugin.export_state(), 9)
+
+
+def test_a_state_of_version_1_is_taken_over() -> None:
+    """It had a column for each field of an open session."""
+    plugin = started(UserBehavior)
+    plugin.process(batch([event(f"u{n}", n, f"e{n % 7}") for n in range(20)]))
+    now = plugin.export_state()
+    table = pa.ipc.open_stream(now).read_all()
+    rows = table["open"][0].values.to_numpy().view(ROW)
+    table = table.drop_columns("open")
+    for field in ROW.names or ():
+        column = np.ascontiguousarray(rows[field])
+        column = column.view(np.uint8) if column.dtype == np.bool_ else column
+        table = table.append_column(f"open.{field}", pa.LargeListArray.from_arrays([0, len(rows)], column))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+    later = started(UserBehavior)
+    later.import_state(sink.getvalue().to_pybytes(), 1)
+    assert later.export_state() == now
