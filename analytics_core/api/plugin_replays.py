@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from msgspec import Struct
 
 from analytics_core.api.auth import Identity
-from analytics_core.api.operations import Content, Operation, Parameter, read_json, reply
+from analytics_core.api.caretaking import operation
+from analytics_core.api.operations import Content, Parameter, read_json, reply
 from analytics_core.api.services import Services
 from analytics_core.errors import ParameterError
 from analytics_core.events import moment
@@ -54,7 +56,7 @@ async def discard(request: web.Request, services: Services, _: Identity) -> web.
     return await _on(request, services.replays.discard)
 
 
-async def _on(request: web.Request, act: Any) -> web.Response:
+async def _on(request: web.Request, act: Callable[[str, str], ReplayView]) -> web.Response:
     return reply(await asyncio.to_thread(act, request.match_info["name"], request.match_info["id"]))
 
 
@@ -70,18 +72,13 @@ def since_of(given: str | None, now: datetime) -> datetime | None:
     return at
 
 
-def _operation(method: Any, path: str, **given: Any) -> Operation:
-    parameters = [Parameter("name", "the plugin", "path", required=True)]
-    if "{id}" in path:
-        parameters.append(Parameter("id", "the replay, as its begin has named it", "path", required=True))
-    path = f"/api/v1/plugins/{{name}}/replays{path}"
-    return Operation(method=method, path=path, role="operator", tag="plugins", parameters=tuple(parameters), **given)
-
-
+_PATH: Final = "/api/v1/plugins/{name}/replays"
+_ONE: Final = _PATH + "/{id}"
+_ID: Final = (Parameter("id", "the replay, as its begin has named it", "path", required=True),)
 OPERATIONS: Final = (
-    _operation(
+    operation(
         "POST",
-        "",
+        _PATH,
         handler=begin,
         summary="Begin to rebuild a plugin's outputs from history with its present code, into a side area",
         description="The outputs that everybody sees stay as they are until the replay is switched to.",
@@ -89,32 +86,35 @@ OPERATIONS: Final = (
         replies={202: Content(ReplayView, description="The replay, which has begun")},
         refusals=(400, 404, 409, 413, 415, 422, 503),
     ),
-    _operation(
+    operation(
         "GET",
-        "",
+        _PATH,
         handler=replays,
         summary="The latest replay of a plugin",
         replies={200: Content(ReplaysReply)},
     ),
-    _operation(
+    operation(
         "GET",
-        "/{id}",
+        _ONE,
+        parameters=_ID,
         handler=view,
         summary="How far a replay is, and when it is ready how its outputs differ from the present ones",
         replies={200: Content(ReplayView)},
         refusals=(404,),
     ),
-    _operation(
+    operation(
         "POST",
-        "/{id}/switch",
+        _ONE + "/switch",
+        parameters=_ID,
         handler=switch,
         summary="Let a replay that is ready take the place of the plugin's outputs and state; answered when it is done",
         replies={200: Content(ReplayView, description="The replay, switched to")},
         refusals=(404, 409),
     ),
-    _operation(
+    operation(
         "DELETE",
-        "/{id}",
+        _ONE,
+        parameters=_ID,
         handler=discard,
         summary="Drop what a replay has rebuilt",
         replies={200: Content(ReplayView, description="The replay, discarded")},

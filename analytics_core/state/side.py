@@ -75,7 +75,8 @@ class SideArea(Protocol):
         ...
 
     def switch(self, checkpoint: Checkpoint, since: datetime | None) -> None:
-        """Let what was rebuilt, with its state, take the place of the lane's own, in one transaction.
+        """Let what was rebuilt, with its state, take the place of the lane's own, in one transaction. Nothing else may
+        write to either meanwhile.
 
         ``checkpoint`` is the lane's with the state that is to hold from now on.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,20 +79,40 @@ _RECORD_COUNTS: Final = f"""WITH pairs AS (
     UNION ALL
     SELECT o.kind, 'only_old' FROM {_OLD_RECORDS}
 ) SELECT kind, {_VERDICTS} FROM pairs GROUP BY kind ORDER BY kind DESC"""
-_SWITCH: Final = (
-    f"""WITH {_NAMED} DELETE FROM main.points WHERE rowid IN (SELECT o.rowid FROM {_OLD_POINTS} WHERE n.tenant IS NULL
-    OR NOT (o.kind = n.kind AND o.unit = n.unit AND o.sketch IS n.sketch AND o.value IS n.value))""",
-    f"""WITH {_NAMED} INSERT INTO main.points SELECT n.tenant, n.name, n.start, :lane, n.seconds, n.labels, n.kind,
-    n.value, n.sketch, n.unit, n.updated_at FROM {_NEW_POINTS}""",
-    """INSERT OR IGNORE INTO main.catalogue SELECT tenant, :lane, name, kind FROM side.catalogue""",
+_CHANGES: Final = (
+    (
+        f"WITH {_NAMED} SELECT o.rowid FROM {_OLD_POINTS} WHERE n.tenant IS NULL ORDER BY o.rowid",
+        "DELETE FROM main.points WHERE lane = ? AND rowid = ?",
+    ),
+    (
+        f"""WITH {_NAMED} SELECT o.rowid, n.rowid FROM {_OLD_POINTS} WHERE n.tenant IS NOT NULL AND NOT
+        (o.kind = n.kind AND o.unit = n.unit AND o.sketch IS n.sketch AND o.value IS n.value) ORDER BY o.rowid""",
+        """UPDATE main.points SET (kind, value, sketch, unit, updated_at) =
+        (SELECT kind, value, sketch, unit, updated_at FROM side.points WHERE rowid = ?3)
+        WHERE lane = ?1 AND rowid = ?2""",
+    ),
+    (
+        f"WITH {_NAMED} SELECT n.rowid FROM {_NEW_POINTS} ORDER BY n.rowid",
+        """INSERT INTO main.points SELECT tenant, name, start, ?1, seconds, labels, kind, value, sketch, unit,
+        updated_at FROM side.points WHERE rowid = ?2""",
+    ),
+    (
+        f"SELECT o.seq FROM {_OLD_RECORDS} UNION ALL SELECT o.seq FROM {_NEW_RECORDS} AND o.body <> n.body",
+        "DELETE FROM main.records WHERE lane = ? AND seq = ?",
+    ),
+    (
+        f"SELECT n.seq FROM {_NEW_RECORDS} AND o.body IS NOT n.body ORDER BY n.seq",
+        """INSERT INTO main.records (tenant, kind, lane, key, body, updated_at)
+        SELECT tenant, kind, ?1, key, body, updated_at FROM side.records WHERE seq = ?2""",
+    ),
+)
+"""What a switch changes: what finds the rows, and what writes each, given the lane and what was found. In the order of
+the disk the writing takes half the time. Rows that are the same stay untouched, so that no reader sees them anew."""
+_CATALOGUE: Final = (
+    "INSERT OR IGNORE INTO main.catalogue SELECT tenant, :lane, name, kind FROM side.catalogue",
     """DELETE FROM main.catalogue WHERE lane = :lane AND NOT EXISTS (SELECT 1 FROM main.points p WHERE
     p.tenant = catalogue.tenant AND p.name = catalogue.name AND p.lane = :lane AND p.kind = catalogue.kind)""",
-    f"DELETE FROM main.records WHERE seq IN (SELECT o.seq FROM {_OLD_RECORDS})",
-    f"DELETE FROM main.records WHERE seq IN (SELECT o.seq FROM {_NEW_RECORDS} AND o.body <> n.body)",
-    f"""INSERT INTO main.records (tenant, kind, lane, key, body, updated_at)
-    SELECT n.tenant, n.kind, :lane, n.key, n.body, n.updated_at FROM {_NEW_RECORDS} AND o.seq IS NULL ORDER BY n.seq""",
 )
-"""Rows that are the same stay untouched, so that a switch writes what has changed and no reader sees the rest anew."""
 
 
 class SqliteSides:
@@ -103,7 +126,6 @@ class SqliteSides:
         return SqliteSide(self._state, self._folder / f"{lane}-{key}.db", lane)
 
     def clear(self) -> int:
-        """`SideAreas.clear`. What cannot be deleted is left to the next start."""
         left = list(self._folder.glob("*.db")) if self._folder.is_dir() else []
         for path in left:
             _delete(path)
@@ -123,32 +145,48 @@ class SqliteSide:
     def look(self, position: int, since: datetime | None) -> Callable[[], Difference]:
         """`SideArea.look`, by a transaction that reads: in WAL mode nobody waits for it."""
         bound = self._bound(since)
-        connection = self._state.reader(beside=self._path)
+        reader = self._state.reader(beside=self._path)
 
         def compare() -> Difference:
-            try:
-                return _difference(connection, position, bound)
-            except sqlite3.Error as error:
-                raise StorageError(f"comparing {self._path} failed: {error}") from error
-            finally:
-                connection.close()
+            with self._comparing(reader):
+                return _difference(reader, position, bound)
 
         return compare
 
     def switch(self, checkpoint: Checkpoint, since: datetime | None) -> None:
-        with self._state.transaction("switching to rebuilt outputs", beside=self._path) as connection:
-            tables.fence(connection, checkpoint)
-            if checkpoint.state is not None:
-                tables.put_state(connection, checkpoint.lane, checkpoint.state, checkpoint.state_version)
-            for statement in _SWITCH:
-                connection.execute(statement, self._bound(since))
+        """`SideArea.switch`. Other lanes wait for the writing alone: what differs is found before."""
+        bound = self._bound(since)
+        with self._comparing(self._state.reader(beside=self._path)) as reader:
+            changes = [(write, *_numbers(reader.execute(read, bound))) for read, write in _CHANGES]
+            with self._state.transaction("switching to rebuilt outputs", beside=self._path) as connection:
+                tables.fence(connection, checkpoint)
+                if checkpoint.state is not None:
+                    tables.put_state(connection, checkpoint.lane, checkpoint.state, checkpoint.state_version)
+                for write, width, rows in changes:
+                    connection.executemany(write, zip(repeat(self._lane), *[iter(rows)] * width))
+                for statement in _CATALOGUE:
+                    connection.execute(statement, bound)
 
     def drop(self) -> None:
         self.store.close()
         _delete(self._path)
 
+    @contextmanager
+    def _comparing(self, reader: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+        try:
+            yield reader
+        except sqlite3.Error as error:
+            raise StorageError(f"comparing {self._path} failed: {error}") from error
+        finally:
+            reader.close()
+
     def _bound(self, since: datetime | None) -> dict[str, Any]:
         return {"lane": self._lane, "side": self.lane, "since": _EVER if since is None else micros(since)}
+
+
+def _numbers(rows: sqlite3.Cursor) -> tuple[int, array[int]]:
+    """How many columns, and all that is in them row by row; an eighth of what a list would take."""
+    return len(rows.description), array("q", chain.from_iterable(rows))
 
 
 def _difference(connection: sqlite3.Connection, position: int, bound: dict[str, Any]) -> Difference:
@@ -176,5 +214,7 @@ def _difference(connection: sqlite3.Connection, position: int, bound: dict[str, 
 
 
 def _delete(path: Path) -> None:
-    for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
-        file.unlink(missing_ok=True)
+    """What cannot be deleted is left to the next start."""
+    for file in (path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm"), path):
+        with suppress(OSError):
+            file.unlink(missing_ok=True)

@@ -235,8 +235,8 @@ def test_a_switch_that_fails_half_way_changes_nothing(house: House, monkeypatch:
     house.old(metric(1), insight("a"))
     house.new(metric(2), insight("b"))
     before = house.found()
-    broken = (*sqlite_side._SWITCH, "INSERT INTO nowhere VALUES (1)")
-    monkeypatch.setattr(sqlite_side, "_SWITCH", broken)
+    broken = (*sqlite_side._CATALOGUE, "INSERT INTO nowhere VALUES (1)")
+    monkeypatch.setattr(sqlite_side, "_CATALOGUE", broken)
     with pytest.raises(StorageError, match="switching to rebuilt outputs"):
         house.switch()
     monkeypatch.undo()
@@ -244,6 +244,32 @@ def test_a_switch_that_fails_half_way_changes_nothing(house: House, monkeypatch:
     house.old(metric(5), position=11)  # the store goes on to work
     house.switch()
     assert [point.value for point in house.state.points("a", "views", *EVER)] == [2]
+
+
+def test_a_switch_keeps_others_from_writing_only_for_what_it_changes(tmp_path: Path) -> None:
+    state, areas = sqlite(tmp_path)
+    house = House(state, areas)
+    same = [metric(1, day=day) for day in range(300)]
+    house.old(*same, metric(2, "wrong"), metric(3, "gone"))
+    house.new(*same, metric(4, "wrong"), metric(5, "come"))
+    steps = 0
+
+    def step() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with state.transaction("counting", beside=tmp_path / "none.db") as writer:
+        writer.set_progress_handler(step, 1)
+    house.switch()
+    assert steps < 900, "the 300 that are equal cost the writer nothing"
+    assert [(entry[1], len(state.points("a", entry[1], *EVER))) for entry in state.catalogue("a")] == [
+        ("come", 1),
+        ("views", 300),
+        ("wrong", 1),
+    ]
+    house.area.drop()
+    state.close()
 
 
 def test_areas_do_not_outlive_their_process(house: House) -> None:
@@ -254,6 +280,13 @@ def test_areas_do_not_outlive_their_process(house: House) -> None:
     assert house.areas.clear() == 0
     house.area = house.areas.open("shop", "1")
     assert found(house.area.store, house.area.lane) == ([], [], [])
+
+
+def test_what_cannot_be_deleted_keeps_no_host_from_starting(tmp_path: Path) -> None:
+    state, areas = sqlite(tmp_path)
+    (tmp_path / "replays" / "stuck.db").mkdir(parents=True)
+    assert areas.clear() == 1
+    state.close()
 
 
 records = st.one_of(

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 
@@ -19,7 +20,7 @@ from analytics_core.host.replaying.replay import ReplayView
 from analytics_core.host.replaying.replays import Replays
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.state.sqlite_side import SqliteSides
-from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, until, until_state, view
+from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, QUICK, T0, House, until, until_state, view
 from tests.flow.test_reload import receipt, refreshed, rewrite
 
 ISOLATIONS = pytest.mark.parametrize("isolation", ["thread", "process"])
@@ -221,9 +222,8 @@ def test_what_the_log_has_trimmed_is_read_from_the_lake(tmp_path: Path, isolatio
     lake.close()
 
 
-@ISOLATIONS
-def test_a_reload_makes_a_replay_stale(house: House, isolation: str) -> None:
-    house.install("counting", isolation=isolation)
+def test_a_reload_makes_a_replay_stale(house: House) -> None:
+    house.install("counting", isolation="thread")
 
     async def main() -> None:
         async with replaying(house) as (host, replays):
@@ -241,6 +241,52 @@ def test_a_reload_makes_a_replay_stale(house: House, isolation: str) -> None:
                 await switched(replays, found)
             house.add(1)
             await until(lambda: house.value("counting") == 4, "it goes on")
+
+    asyncio.run(main())
+
+
+def test_a_switch_that_comes_into_a_reload_does_not_undo_it(house: House, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    setup = f"@hookimpl\ndef setup(self, context):\n    while not Path({str(gate)!r}).exists(): time.sleep(0.01)"
+    house.install("counting", f"{COUNTING}\n{setup}", (*COUNTING_HOOKS, "setup"), isolation="thread")
+
+    async def main() -> None:
+        async with replaying(house) as (host, replays):
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            found = await ready(replays, "counting")
+            gate.unlink()
+            rewrite(house, "counting", f"{COUNTING}\n{setup}".replace("value=self.n", "value=100 * self.n"))
+            await refreshed(host)
+            await until_state(host, "counting", "reloading")
+            with pytest.raises(ReplayError, match="is being changed just now"):
+                await switched(replays, found)
+            gate.touch()
+            assert (await receipt(host, "counting")).outcome == "active"
+            await until(lambda: replays.of("counting")[0].state == "stale", "stale")
+            house.add(1)
+            await until(lambda: house.value("counting") == 400, "the new code goes on")
+
+    asyncio.run(main())
+
+
+def test_a_plugin_that_rests_keeps_its_replay_ready(house: House, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    body = COUNTING.replace("self.n += len(batch)", f"self.n += len(batch)\n    assert not Path({str(bad)!r}).exists()")
+    house.install("counting", body, isolation="thread")
+
+    async def main() -> None:
+        async with replaying(house, restarts=msgspec.structs.replace(QUICK, failures=1)) as (host, replays):
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            found = await ready(replays, "counting")
+            bad.touch()
+            house.add(1)
+            await until_state(host, "counting", "quarantined")
+            with pytest.raises(ReplayError, match="does not run just now"):
+                await switched(replays, found)
+            assert replays.of("counting")[0].state == "ready"
 
     asyncio.run(main())
 

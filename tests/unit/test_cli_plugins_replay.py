@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +42,7 @@ class House:
         self.difference = DIFFERS
         self.fails = ""
         self.waiting: ReplayView | None = None
+        self.looked: Callable[[], ReplayView | None] = lambda: self.waiting
         self.port = 0
 
     def view(self, state: ReplayState, **given: Any) -> ReplayView:
@@ -56,13 +57,12 @@ class House:
             return 200, {"plugins": [{"name": "shop"}]}
         action = f"{method} {path.removeprefix('/api/v1/plugins/shop/replays')}".strip()
         if action == "GET":
-            return 200, {"replays": [self.waiting] if self.waiting else []}
+            return 200, {"replays": [latest] if (latest := self.looked()) else []}
         self.asked.append((action, body))
         if action == "POST":
-            return 202, self.view("replaying")
-        if action == "GET /r1":
             failed = self.view("failed", reason=self.fails) if self.fails else None
-            return 200, failed or self.view("ready", difference=self.difference)
+            self.waiting = failed or self.view("ready", difference=self.difference)
+            return 202, self.view("replaying")
         if action == "POST /r1/switch":
             receipt = ReloadReceipt("shop", 1, 2, "active", "", DAY, {}, position=1300)
             return 200, self.view("switched", difference=self.difference, receipt=receipt)
@@ -111,7 +111,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
 def test_where_nobody_can_be_asked_it_shows_the_difference_and_how_to_switch(house: House) -> None:
     done = house.run("shop", "--since", "30d")
     assert done.exit_code == 0
-    assert house.asked == [("POST", {"since": "30d"}), ("GET /r1", None)]
+    assert house.asked == [("POST", {"since": "30d"})]
     for shown in ("5,000 events", "position 1234", "views", "3,000", "41.5", "insights", "page=/", "83"):
         assert shown in done.stdout, shown
     assert done.stdout.endswith("nothing is changed; to switch: analytics plugins replay shop --yes\n")
@@ -119,7 +119,7 @@ def test_where_nobody_can_be_asked_it_shows_the_difference_and_how_to_switch(hou
 
 def test_yes_switches(house: House) -> None:
     done = house.run("shop", "--yes")
-    assert (done.exit_code, house.actions()) == (0, ["POST", "GET /r1", "POST /r1/switch"])
+    assert (done.exit_code, house.actions()) == (0, ["POST", "POST /r1/switch"])
     assert "switched: generation 2 runs, from position 1300 on" in done.stdout
 
 
@@ -142,7 +142,7 @@ def test_equal_outputs_leave_nothing_to_decide(house: House) -> None:
 def test_json_asks_nothing_and_is_the_replay(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replaying, "interactive", lambda: True)
     done = house.run("shop", "--json")
-    assert (done.exit_code, house.actions()) == (0, ["POST", "GET /r1"])
+    assert (done.exit_code, house.actions()) == (0, ["POST"])
     assert json.loads(done.stdout)["difference"]["position"] == 1234
 
 
@@ -157,6 +157,39 @@ def test_a_replay_that_waits_is_taken_up(house: House) -> None:
     dropped = house.run("shop", "--discard")
     assert (dropped.exit_code, house.actions()[-1]) == (0, "DELETE /r1")
     assert dropped.stdout == "shop: the replay is discarded; nothing has changed\n"
+
+
+def test_a_server_that_was_started_anew_has_dropped_it(house: House) -> None:
+    house.looked = lambda: None
+    done = house.run("shop")
+    assert done.exit_code == 1
+    assert "was started anew: the replay of shop is gone, and nothing has changed" in done.stderr
+
+
+def test_one_that_somebody_else_has_switched_to_is_said_to_be(house: House) -> None:
+    house.waiting = house.view("switching", difference=DIFFERS)
+    switched = house.view("switched", difference=DIFFERS)
+    looks = iter([house.waiting])
+    house.looked = lambda: next(looks, switched)
+    done = house.run("shop")
+    assert (done.exit_code, done.stdout) == (0, "switched: generation 2 runs\n")
+
+
+def test_whoever_leaves_is_told_that_the_replay_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replaying.time, "sleep", leave)
+    done = house.run("shop")
+    assert done.exit_code == 1
+    assert "the replay goes on without you; to drop it: analytics plugins replay shop --discard" in done.stderr
+    assert house.actions() == ["POST"]
+
+
+def test_to_drop_and_to_switch_is_refused(house: House) -> None:
+    for more in (["--yes"], ["--since", "3d"]):
+        assert house.run("shop", "--discard", *more).exit_code == 2
+    assert house.actions() == []
 
 
 def test_without_a_replay_there_is_nothing_to_discard(house: House) -> None:

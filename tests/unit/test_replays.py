@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,18 +17,22 @@ import pytest
 
 from analytics_core import EventBatch, Insight, Metric, ProcessResult, Window, hookimpl
 from analytics_core.config import Lanes as Pace
-from analytics_core.errors import NotFoundError, ReplayError, StorageError
+from analytics_core.errors import NotFoundError, PluginUnavailableError, ReplayError, StorageError
 from analytics_core.events import UNPLACED_SCHEMA, micros
 from analytics_core.events.columns import times_column, word
 from analytics_core.host.code.dispatch import Instance
 from analytics_core.host.life.attempt import Beats
 from analytics_core.host.life.change import Handover, Outcome, ReloadReceipt
+from analytics_core.host.replaying import meeting
 from analytics_core.host.replaying import replay as replay_module
+from analytics_core.host.replaying.meeting import NEAR_ROWS, FollowingFold
+from analytics_core.host.replaying.rebuilding import Rebuilding
 from analytics_core.host.replaying.replay import ReplayView
 from analytics_core.host.replaying.replays import Replays
 from analytics_core.lanes.fold import Fold, HookFold, Pulse
 from analytics_core.lanes.lane import Lane
 from analytics_core.log.segments import SegmentLog
+from analytics_core.state import Checkpoint
 from analytics_core.state.sqlite import SqliteState
 from analytics_core.state.sqlite_side import SqliteSides
 
@@ -372,19 +377,78 @@ def test_a_switch_that_fails_changes_nothing(shop: Shop, monkeypatch: pytest.Mon
     assert shop.values() == {1: 2, 2: 2}
 
 
-def test_a_plugin_that_is_removed_before_the_switch_fails_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_switch_that_could_not_begin_leaves_the_replay_ready(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     corrected(shop)
     before = shop.outputs()
     view = shop.ready()
 
-    def gone(*_: Any) -> Any:
-        raise NotFoundError("running plugin", "shop")
+    def busy(*_: Any) -> Any:
+        raise PluginUnavailableError("shop", "is being changed just now")
 
-    monkeypatch.setattr(shop, "succeed", gone)
-    with pytest.raises(ReplayError, match="nothing was switched: no running plugin is named 'shop'"):
+    monkeypatch.setattr(shop, "succeed", busy)
+    with pytest.raises(ReplayError, match=r"nothing was switched: .* is being changed just now"):
         shop.replays.switch("shop", view.id)
-    assert shop.replays.view("shop", view.id).state == "failed"
+    assert shop.replays.view("shop", view.id).state == "ready"
     assert shop.outputs() == before
+    monkeypatch.undo()
+    shop.replays.switch("shop", view.id)
+    assert shop.values() == {1: 2, 2: 1}
+
+
+def test_code_that_comes_in_just_before_the_switch_is_not_undone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    corrected(shop)
+    before = shop.outputs()
+    view = shop.ready()
+    succeed = shop.succeed
+
+    def late(*given: Any) -> ReloadReceipt:
+        shop.generation = 7
+        return succeed(*given)
+
+    monkeypatch.setattr(shop, "succeed", late)
+    with pytest.raises(ReplayError, match="generation 7 runs now"):
+        shop.replays.switch("shop", view.id)
+    assert (shop.generation, shop.outputs()) == (7, before)
+
+
+def test_code_that_comes_in_while_its_twin_is_made_makes_the_replay_stale(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrected(shop)
+    twin = shop.twin
+
+    def outdated() -> Made:
+        made = twin()
+        shop.generation = 7
+        return made
+
+    monkeypatch.setattr(shop, "twin", outdated)
+    assert "generation 7 runs now" in shop.until_state(shop.replays.begin("shop").id, "stale").reason
+
+
+def test_trouble_that_is_seen_while_it_is_switched_to_does_not_end_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corrected(shop)
+    view = shop.ready()
+    looking, go, seen, succeed = threading.Event(), threading.Event(), threading.Event(), shop.succeed
+
+    def watch() -> None:
+        looking.set()
+        go.wait(20)
+        raise ReplayError("shop", "its process has ended")
+
+    def switching(*given: Any) -> ReloadReceipt:
+        go.set()
+        until(lambda: seen.is_set() or shop.replays.view("shop", view.id).state == "failed", "it was seen")
+        return succeed(*given)
+
+    monkeypatch.setattr(shop.twins[0], "watch", watch)
+    assert looking.wait(20)
+    monkeypatch.setattr(Rebuilding, "overdue", lambda _: seen.set())
+    monkeypatch.setattr(shop, "succeed", switching)
+    assert shop.replays.switch("shop", view.id).state == "switched"
+    assert shop.values() == {1: 2, 2: 1}
 
 
 def test_events_that_flow_meanwhile_are_counted_once(shop: Shop) -> None:
@@ -431,14 +495,15 @@ def test_since_before_the_first_event_is_all_there_is(shop: Shop) -> None:
     assert shop.ready(T0 - timedelta(days=30)).since is None
 
 
-def test_what_history_no_longer_has_stays_as_it_is(shop: Shop) -> None:
+@pytest.mark.parametrize("since", [None, T0])
+def test_what_history_no_longer_has_stays_as_it_is(shop: Shop, since: datetime | None) -> None:
     shop.run(Wrong)
     for _ in range(4):
         shop.add("view", after=timedelta(days=1))
     shop.folded().run(Counter)
     assert shop.log.trim(2) == 2
     shop.backlog = lambda start, rows: ([], 2)  # retention has dropped the first two
-    view = shop.ready()
+    view = shop.ready(since)
     assert view.kept_from == T0 + timedelta(days=3)
     assert view.since == T0 + timedelta(days=4), "the first day that is whole"
     shop.replays.switch("shop", view.id)
@@ -489,6 +554,53 @@ def test_a_replay_that_hangs_while_it_is_switched_to_changes_nothing(shop: Shop)
     Hanging.go.set()
 
 
+def test_a_full_disk_ends_a_replay_and_nothing_else(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commit = SqliteState.commit
+
+    def full(state: SqliteState, checkpoint: Checkpoint, *given: Any) -> int:
+        if given and checkpoint.lane == "shop~replay":
+            raise StorageError("database or disk is full")
+        return commit(state, checkpoint, *given)
+
+    shop.add("view")
+    shop.folded()
+    monkeypatch.setattr(SqliteState, "commit", full)
+    view = shop.until_state(shop.replays.begin("shop").id, "failed")
+    assert "database or disk is full" in view.reason
+    until(lambda: not list((tmp_path / "replays").glob("*")), "what it has rebuilt makes room")
+    shop.add("view")
+    assert shop.folded().values() == {1: 2}
+
+
+def test_a_replay_that_waits_for_the_plugin_says_so(shop: Shop) -> None:
+    shop.add("view")
+    lane, shop.lane = shop.folded().lane, None  # as between two attempts
+    id_ = shop.replays.begin("shop").id
+    assert shop.replays.view("shop", id_).reason == "the plugin does not run just now"
+    shop.lane = lane
+    assert shop.until_state(id_, "ready").reason == ""
+
+
+def test_without_any_history_there_is_no_difference(shop: Shop) -> None:
+    view = shop.ready()
+    assert view.difference is not None
+    assert (view.difference.equal, view.events, view.since, view.kept_from) == (True, 0, None, None)
+    shop.add("view")
+    assert shop.folded().replays.switch("shop", view.id).state == "switched"
+    shop.add("view")
+    assert shop.folded().values() == {1: 2}
+
+
+def test_a_plugin_that_was_removed_makes_its_replay_stale(shop: Shop) -> None:
+    shop.add("view")
+    id_ = shop.folded().ready().id
+    shop.generation = 0
+    until(lambda: shop.replays.view("shop", id_).state == "stale", "stale")
+    assert shop.replays.view("shop", id_).reason == "this is the code of generation 1; none runs now"
+
+
 def test_other_code_makes_a_replay_stale(shop: Shop) -> None:
     corrected(shop)
     before = shop.outputs()
@@ -498,6 +610,17 @@ def test_other_code_makes_a_replay_stale(shop: Shop) -> None:
     with pytest.raises(ReplayError, match="is stale"):
         shop.replays.switch("shop", view.id)
     assert shop.outputs() == before
+
+
+def test_far_behind_it_rests_as_long_as_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    stopping = SimpleNamespace(wait=rests.append)
+    clock = iter([0.0, 7.0, 7.0])
+    monkeypatch.setattr(meeting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    fold: Any = FollowingFold(SimpleNamespace(advance=lambda *_: None), lambda: 3 * NEAR_ROWS, stopping)  # type: ignore[arg-type]
+    fold.advance(0, NEAR_ROWS)
+    fold.advance(2 * NEAR_ROWS, NEAR_ROWS)
+    assert rests == [7.0], "and near by it does not rest"
 
 
 def test_one_replay_of_a_plugin_at_a_time(shop: Shop) -> None:

@@ -37,12 +37,15 @@ def command(
     """Rebuild what the running plugin NAME has found, from history with its present code, and show the difference.
 
     The server does it beside the running plugin, whose outputs stay as they are. After a switch the plugin goes on with
-    the outputs and the state that were rebuilt. Without an answer, where nobody can be asked or with --json, the replay
-    waits on the server for a day: the same command takes it up again.
+    the outputs and the state that were rebuilt. Without an answer, where nobody can be asked, with --json or after
+    Ctrl-C, the replay goes on and waits on the server for a day: the same command takes it up again. The end of the
+    server drops it.
 
     It takes the key of an operator. The exit code is 1 when the replay or the switch has failed: nothing is changed
     then.
     """
+    if discard and (yes or since is not None):
+        raise RefusedError("--discard drops a replay; it goes with neither --yes nor --since")
     replays = Remote(server, name)
     view = replays.waiting()
     if discard:
@@ -50,14 +53,19 @@ def command(
             raise RefusedError(f"no replay of {name} is under way")
         view = replays.discard(view)
     else:
-        view = replays.followed(_begun(replays, view, since))
-        view = _decided(replays, view, yes=yes, ask=not as_json and interactive(), quiet=as_json)
+        view = _begun(replays, view, since)
+        try:
+            view = replays.followed(view)
+            view = _decided(replays, view, yes=yes, ask=not as_json and interactive(), quiet=as_json)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo(
+                f"the replay goes on without you; to drop it: analytics plugins replay {name} --discard", err=True
+            )
+            raise
     if as_json:
         show_json(view)
-    elif view.state in ("failed", "stale", "discarded"):
-        click.echo(
-            f"{name}: the replay is {view.state}{f': {view.reason}' if view.reason else ''}; nothing has changed"
-        )
+    else:
+        _show_end(view)
     ctx.exit(1 if view.state in ("failed", "stale") else 0)
 
 
@@ -79,9 +87,8 @@ class Remote:
 
     def waiting(self) -> ReplayView | None:
         """The one that is under way or waits for its decision."""
-        answer = self._server.ask("GET", self._path, _SECONDS)
-        latest = [self._read(each) for each in answer.get("replays", ())]
-        return next((each for each in latest if each.state in _WAITING), None)
+        latest = self._latest()
+        return latest if latest is not None and latest.state in _WAITING else None
 
     def begin(self, since: str | None) -> ReplayView:
         return self._read(self._server.ask("POST", self._path, _SECONDS, body={"since": since}))
@@ -93,15 +100,32 @@ class Remote:
         return self._read(self._server.ask("DELETE", f"{self._path}/{view.id}", _SECONDS))
 
     def followed(self, view: ReplayView) -> ReplayView:
-        """The replay when history is folded, or as it ended before."""
+        """The replay when history is folded, or as it ended before.
+
+        :raises AnalyticsError: when the server no longer has it.
+        """
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(view.plugin, total=1.0)
             while view.state in ("replaying", "switching"):
-                bar.update(task, completed=view.progress, description=f"{view.plugin}: {view.events:,} events")
+                waits = f", waits: {view.reason}" if view.reason else ""
+                bar.update(task, completed=view.progress, description=f"{view.plugin}: {view.events:,} events{waits}")
                 time.sleep(_LOOK_SECONDS)
-                view = self._read(self._server.ask("GET", f"{self._path}/{view.id}", _SECONDS))
+                view = self._again(view)
         return view
+
+    def _again(self, view: ReplayView) -> ReplayView:
+        latest = self._latest()
+        if latest is None or latest.id != view.id:
+            what = "has another one now" if latest is not None else "was started anew"
+            raise AnalyticsError(
+                f"{self._server.url} {what}: the replay of {view.plugin} is gone, and nothing has changed"
+            )
+        return latest
+
+    def _latest(self) -> ReplayView | None:
+        replays = self._server.ask("GET", self._path, _SECONDS).get("replays")
+        return self._read(replays[-1]) if replays else None
 
     def _read(self, answer: Any) -> ReplayView:
         try:
@@ -129,15 +153,19 @@ def _decided(replays: Remote, view: ReplayView, *, yes: bool, ask: bool, quiet: 
     if view.difference.equal and not yes:
         return replays.discard(view)
     if yes or (ask and click.confirm("switch?")):
-        view = replays.switch(view)
-        if not quiet and view.receipt is not None:
-            click.echo(f"switched: generation {view.generation} runs, from position {view.receipt.position} on")
-        return view
-    if ask:
-        return replays.discard(view)
-    if not quiet:
+        return replays.switch(view)
+    return replays.discard(view) if ask else view
+
+
+def _show_end(view: ReplayView) -> None:
+    if view.state == "ready":
         click.echo(f"nothing is changed; to switch: analytics plugins replay {view.plugin} --yes")
-    return view
+    elif view.state == "switched":
+        at = "" if view.receipt is None else f", from position {view.receipt.position} on"
+        click.echo(f"switched: generation {view.generation} runs{at}")
+    else:
+        why = f": {view.reason}" if view.reason else ""
+        click.echo(f"{view.plugin}: the replay is {view.state}{why}; nothing has changed")
 
 
 def _show(view: ReplayView, difference: Difference) -> None:
@@ -145,7 +173,7 @@ def _show(view: ReplayView, difference: Difference) -> None:
     click.echo(
         f"{view.plugin}: {view.events:,} events folded anew, {whole}, compared at position {difference.position}"
     )
-    if view.since is None and view.kept_from is not None:
+    if view.kept_from is not None:
         click.echo(f"history begins at {view.kept_from:%Y-%m-%d %H:%M:%S} UTC")
     if difference.equal:
         click.echo(f"equal: none of {sum(each.equal for each in difference.counts):,} outputs differs")

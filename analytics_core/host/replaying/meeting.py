@@ -19,8 +19,8 @@ from analytics_core.state import Checkpoint
 
 PATIENCE: Final = 5.0
 """Seconds that the followed lane waits for the other one to come up with it."""
-_NEAR_ROWS: Final = 65_536
-_LONGEST_REST: Final = 1.0
+NEAR_ROWS: Final = 65_536
+"""A lane that is behind by no more is near."""
 _POLL_SECONDS: Final = 0.05
 
 
@@ -54,7 +54,7 @@ class LogUpTo:
 
 class FollowingFold:
     """``fold`` for a lane on a `LogUpTo`: it goes no further than ``end()``, and as long as that is far away it rests
-    after each window for as long as the window took, so that it takes half a processor at most.
+    after each window for as long as the window took, until ``stopping``, so that it takes half a processor at most.
 
     A fold that has failed refuses all further use, since its state is undefined.
     """
@@ -80,8 +80,8 @@ class FollowingFold:
         except BaseException as error:
             self._failure = error
             raise
-        if left > _NEAR_ROWS:
-            self._stopping.wait(min(time.monotonic() - began, _LONGEST_REST))
+        if left > NEAR_ROWS:
+            self._stopping.wait(time.monotonic() - began)
         return step
 
     def export(self) -> bytes:

@@ -32,13 +32,15 @@ class RunningPlugin:
         return self._life.runtime.twin(self._roster.number(self.name))
 
     def succeed(self, runtime: Runtime, handover: Handover) -> ReloadReceipt:
+        if self.lane is None:
+            raise PluginUnavailableError(self.name, "does not run just now")
         return self._roster.hand_over(self.name, runtime, handover).result()
 
 
 def running_plugin(roster: Roster, name: str) -> RunningPlugin:
     """:raises NotFoundError: for a name that nothing has.
     :raises PluginUnavailableError: while it does not run.
-    :raises ReplayError: for one that folds nothing, or of which no two generations may run at once.
+    :raises ReplayError: for one that folds nothing, or of which no two generations can run at once.
     """
     member = roster.member(name)
     life, manifest = member.life, member.choice.manifest
@@ -48,4 +50,6 @@ def running_plugin(roster: Roster, name: str) -> RunningPlugin:
         raise ReplayError(name, "has no 'process', so there is nothing to rebuild")
     if (strategy := manifest.reload.strategy) != "side_by_side":
         raise ReplayError(name, f"its reload.strategy is {strategy}, and a replay runs beside it")
+    if reason := life.runtime.hindrance():
+        raise ReplayError(name, f"no replay can run beside it: {reason}")
     return RunningPlugin(name, life, roster)

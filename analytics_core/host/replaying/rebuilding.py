@@ -15,14 +15,13 @@ from analytics_core.config import Lanes as Pace
 from analytics_core.errors import HookTimeoutError, ReplayError
 from analytics_core.host.life.attempt import Beats
 from analytics_core.host.life.change import ComingIn, HandedOver, Handover, ReloadReceipt
-from analytics_core.host.replaying.meeting import FollowingFold, LogUpTo, Met, meet
+from analytics_core.host.replaying.meeting import NEAR_ROWS, FollowingFold, LogUpTo, Met, meet
 from analytics_core.host.running.runtime import LOAD_SECONDS, Runtime, patience
 from analytics_core.lanes.fold import Fold, Pulse
 from analytics_core.lanes.lane import Lane
 from analytics_core.log import LogReader
 from analytics_core.state.side import SideArea
 
-NEAR_ROWS: Final = 65_536
 _CLOSE_SECONDS: Final = 10.0
 
 
@@ -34,14 +33,19 @@ class Original(Protocol):
 
     @property
     def generation(self) -> int:
-        """Which one runs now."""
+        """Which one runs now; 0 when none does any more."""
         ...
 
     @property
-    def lane(self) -> Lane | None: ...
+    def lane(self) -> Lane | None:
+        """None while it does not run, such as between two attempts."""
+        ...
 
     def succeed(self, runtime: Runtime, handover: Handover) -> ReloadReceipt:
-        """Make ``runtime`` the running generation, by ``handover``; what became of it."""
+        """Make ``runtime`` the running generation, by ``handover``; what became of it.
+
+        :raises AnalyticsError: when that could not begin; ``runtime`` goes on as it was.
+        """
         ...
 
 
@@ -79,7 +83,7 @@ class Rebuilding:
     @property
     def reason(self) -> str:
         """What it waits for, if anything."""
-        return self._lane.reason
+        return "" if self._original.lane is not None else "the plugin does not run just now"
 
     def followed(self) -> int:
         """How far the plugin's own lane is; where it was last seen while there is none."""
@@ -101,11 +105,12 @@ class Rebuilding:
 
         :raises HookTimeoutError: for a hook that hangs.
         :raises WorkerDiedError: when the plugin's process has ended.
-        :raises ReplayError: for whatever else has ended the lane.
+        :raises ReplayError: for whatever else has ended the lane, and when what it has rebuilt cannot be written: on a
+            full disk a replay makes room for the rest.
         """
         if (hangs := self.overdue()) is not None:
             raise hangs
-        if self._lane.state == "failed":
+        if self._lane.state == "failed" or self._lane.reason:
             raise ReplayError(self._original.name, self._lane.reason)
         if self._lane.state == "running":
             self._runtime.watch()

@@ -19,7 +19,7 @@ import structlog
 from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError, LaneEndedError, ReplayError, StorageError
-from analytics_core.host.life.change import ComingIn, HandedOver, ReloadReceipt
+from analytics_core.host.life.change import ComingIn, HandedOver, ReloadReceipt, reason_of
 from analytics_core.host.replaying.meeting import Met, NotMetError
 from analytics_core.host.replaying.rebuilding import Original, Rebuilding
 from analytics_core.host.running.runtime import Runtime
@@ -81,15 +81,17 @@ class Replay:
         self,
         id_: str,
         original: Original,
+        generation: int,
         runtime: Runtime,
         area: SideArea,
         rebuilding: Rebuilding,
         history: History,
         since: datetime | None,
     ) -> None:
+        """``generation`` is the one whose code ``runtime`` has."""
         self.id = id_
         self._original = original
-        self._generation = original.generation
+        self._generation = generation
         self._runtime = runtime
         self._area = area
         self._rebuilding = rebuilding
@@ -98,6 +100,7 @@ class Replay:
         self._kept_from: datetime | None = None
         self._state: ReplayState = "replaying"
         self._reason = ""
+        self._problem = ""
         self._difference: Difference | None = None
         self._receipt: ReloadReceipt | None = None
         self._began, self._began_at = time.monotonic(), datetime.now(UTC)
@@ -130,7 +133,7 @@ class Replay:
             id=self.id,
             plugin=self._original.name,
             state=self._state,
-            reason=self._reason or (rebuilding.reason if replaying else ""),
+            reason=self._reason or (rebuilding.reason or self._problem if replaying else ""),
             generation=self._runtime.generation,
             since=self._since,
             kept_from=self._kept_from,
@@ -146,7 +149,8 @@ class Replay:
     def switch(self) -> ReplayView:
         """Let what was rebuilt take the place of the plugin's outputs and state.
 
-        :raises ReplayError: when it is not ready, or when that did not succeed: nothing has changed then.
+        :raises ReplayError: when it is not ready; when that could not begin, so that it stays ready; or when it did not
+            succeed. Nothing has changed then.
         """
         name = self._original.name
         with self._deciding:
@@ -155,13 +159,14 @@ class Replay:
             self._state = "switching"
         try:
             self._receipt = receipt = self._original.succeed(self._runtime, self._hand_over)
-        except AnalyticsError as error:
-            self._finish("failed", f"nothing was switched: {error}")
-            raise ReplayError(name, self._reason) from error
-        if receipt.outcome != "active":
-            self._finish("failed", f"nothing was switched: {receipt.reason}")
-            raise ReplayError(name, self._reason)
-        self._finish("switched", "")
+        except Exception as error:
+            self._state = "ready"
+            raise ReplayError(name, f"nothing was switched: {reason_of(error)}") from error
+        with self._deciding:
+            if receipt.outcome != "active":
+                self._settle("failed", f"nothing was switched: {receipt.reason}")
+                raise ReplayError(name, self._reason)
+            self._settle("switched", "")
         return self.view()
 
     def discard(self, reason: str = "") -> ReplayView:
@@ -173,23 +178,30 @@ class Replay:
         return self.view()
 
     def _hand_over(self, lane: Lane, coming_in: ComingIn) -> HandedOver:
+        if reason := self._outdated():
+            raise ReplayError(self._original.name, reason)
         return self._rebuilding.hand_over(lane, coming_in, self._since)
 
     # --- its own thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            self._rebuilding.start(self._beginning())
-            while not self._over.wait(_TICK_SECONDS):
-                self._look()
-        except Exception as error:  # whatever it is ends the replay and nothing else
-            known = isinstance(error, AnalyticsError)
-            _log.warning("replay_failed", plugin=self._original.name, exc_info=None if known else error)
-            self._finish("failed", str(error) if known else f"{type(error).__name__}: {error}")
+        self._do(lambda: self._rebuilding.start(self._beginning()))
+        while not self._over.wait(_TICK_SECONDS):
+            self._do(self._look)
         self._compare = None
-        self._rebuilding.close()
-        if self._state != "switched":
-            self._runtime.close()
+        try:
+            self._rebuilding.close()
+        finally:
+            if self._state != "switched":
+                self._runtime.close()
+
+    def _do(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # whatever it is ends the replay and nothing else
+            if not isinstance(error, AnalyticsError):
+                _log.exception("replay_failed", plugin=self._original.name)
+            self._finish("failed", reason_of(error))
 
     def _beginning(self) -> int:
         """Where to begin. All that is kept is all that there is, however early the time that was asked for."""
@@ -210,15 +222,22 @@ class Replay:
             return
         self._rebuilding.watch()
         now = time.monotonic()
-        running = self._original.generation
-        if running != self._generation:
-            self._finish("stale", f"this is the code of generation {self._generation}; generation {running} runs now")
+        if reason := self._outdated():
+            self._finish("stale", reason)
         elif self._looking is not None:
             self._see(self._looking)
         elif self._state == "replaying" and now >= self._next_look and self._rebuilding.is_near():
             self._ask_to_look()
         elif self._state == "ready" and now - self._ready_at > DECISION_SECONDS:
             self._finish("discarded", f"nobody has decided in {DECISION_SECONDS / 3600:g} h")
+
+    def _outdated(self) -> str:
+        """Why what is rebuilt is no longer what the plugin's code finds; empty while it is."""
+        running = self._original.generation
+        if running and running == self._generation:
+            return ""
+        now = f"generation {running} runs" if running else "none runs"
+        return f"this is the code of generation {self._generation}; {now} now"
 
     def _ask_to_look(self) -> None:
         lane = self._original.lane
@@ -251,7 +270,8 @@ class Replay:
         try:
             looking.result()
         except (NotMetError, LaneEndedError, StorageError) as error:
-            _log.info("replay_waits", plugin=self._original.name, problem=str(error))
+            self._problem = str(error)
+            _log.info("replay_waits", plugin=self._original.name, problem=self._problem)
             return
         compare, self._compare = self._compare, None
         assert compare is not None
@@ -261,8 +281,10 @@ class Replay:
                 self._state, self._ready_at = "ready", time.monotonic()
 
     def _finish(self, state: ReplayState, reason: str) -> None:
+        """Unless it is being switched to, which ends by itself."""
         with self._deciding:
-            self._settle(state, reason)
+            if self._state != "switching":
+                self._settle(state, reason)
 
     def _settle(self, state: ReplayState, reason: str) -> None:
         if self.over:

@@ -37,7 +37,7 @@ class Replayable(Original, Protocol):
 class Replays:
     """Begins, finds and ends replays. ``originals`` gives a running plugin by its name, or says why it cannot.
 
-    Safe for use from any thread; not for the event loop. `start` and `close` frame it.
+    Safe for use from any thread; on the event loop only `of` and `view`. `start` and `close` frame it.
     """
 
     def __init__(
@@ -112,10 +112,11 @@ class Replays:
 
     def _made(self, original: Replayable, since: datetime | None) -> Replay:
         id_ = secrets.token_hex(4)
+        generation = original.generation  # before the twin is made: a change in between makes the replay stale
         runtime = original.twin()
         area = self._areas.open(original.name, id_)
         rebuilding = Rebuilding(original, runtime, area, self._log, self._pace)
-        return Replay(id_, original, runtime, area, rebuilding, self._history, since)
+        return Replay(id_, original, generation, runtime, area, rebuilding, self._history, since)
 
     def _found(self, plugin: str, id_: str) -> Replay:
         replay = self._latest.get(plugin)
