@@ -45,7 +45,7 @@ from analytics_core.log.dedup import Deduplicator
 from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.logs import configure_logging
 from analytics_core.manifest import Deployment, read_deployment
-from analytics_core.memory import share_allocator
+from analytics_core.memory import arrange
 from analytics_core.metrics.live import LiveWindows
 from analytics_core.queries.analyses import Analyses
 from analytics_core.queries.declarations import Declarations
@@ -73,7 +73,7 @@ def serve(load: Callable[[], Settings], *, ready: Callable[[], None] | None = No
     check_exposure(settings)
     check_lock(settings)
     configure_logging(settings.logging, sys.stderr)
-    share_allocator()
+    arrange()
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()  # what the imports have made stays, and no later collection looks at it; plugins come after, and may go
     try:

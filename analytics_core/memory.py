@@ -11,39 +11,50 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+LARGE_BYTES: Final = 4 << 20
+"""A block of this size is mapped for itself: it costs a fault a page, and is gone when it is freed."""
 SLACK_BYTES: Final = 128 << 20
 """How much the process may have grown since the last time: what is given back costs whoever is next a fault a page."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _STATM: Final = Path("/proc/self/statm")
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
 
 _giving = threading.Lock()
 _resident = 0
 
 
-def share_allocator() -> None:
-    """Have Arrow use the C library's allocator, as all else does, where that can give memory back.
+def arrange() -> None:
+    """Have all of the process use the C library's allocator, and have that keep no large block which was freed.
 
-    The allocator that Arrow brings keeps what each thread has freed to itself. A plugin's generations live on threads
-    of their own, so the process would grow with every reload by the size of a state.
+    The allocator that Arrow brings keeps what a thread has freed to that thread, and glibc, left alone, keeps blocks of
+    up to 32 MB for the next of their size, once for each of its pools. A plugin's generations live on threads of their
+    own, so with either the process would grow with reloads by a multiple of a state. Where there is another C library
+    this does nothing.
     """
-    if _trim() is not None:
-        pa.set_memory_pool(pa.system_memory_pool())
+    libc = _glibc()
+    if libc is None:
+        return
+    pa.set_memory_pool(pa.system_memory_pool())
+    libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 
 
 def give_back() -> None:
-    """Let the allocator return the pages that nothing uses, once the process has grown by `SLACK_BYTES`.
+    """Let the allocator return the pages that nothing uses, once the process has grown by `SLACK_BYTES` since it did.
 
     The allocator of glibc keeps a pool for each few threads, and what is freed in one is of no use to the others.
     Where there is another allocator this does nothing. Takes milliseconds, without the interpreter lock.
     """
     global _resident
-    trim = _trim()
-    if trim is None:
+    libc = _glibc()
+    if libc is None:
         return
     with _giving:
-        if _resident_bytes() > _resident + SLACK_BYTES:
-            trim(0)
-            _resident = _resident_bytes()
+        grown = _resident_bytes() > _resident + SLACK_BYTES
+        if grown:
+            libc.malloc_trim(0)
+        _resident = _resident_bytes() if grown else min(_resident, _resident_bytes())
 
 
 def _resident_bytes() -> int:
@@ -51,8 +62,10 @@ def _resident_bytes() -> int:
 
 
 @cache
-def _trim() -> Any:
+def _glibc() -> Any:
+    """None where the allocator is another one."""
     try:
-        return ctypes.CDLL(None).malloc_trim if _STATM.exists() else None
-    except (OSError, AttributeError, TypeError):  # no glibc
+        libc = ctypes.CDLL(None)
+        return libc if _STATM.exists() and libc.malloc_trim and libc.mallopt else None
+    except (OSError, AttributeError, TypeError):
         return None

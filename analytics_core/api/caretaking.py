@@ -27,13 +27,15 @@ _MOST_SECONDS: Final = 60.0
 
 class SwitchReply(Struct, frozen=True):
     """``changed`` is false when the manifests said so already. ``file`` is the one that has the operator's word, null
-    when none speaks of the plugin; ``plugin`` is null when it is not installed."""
+    when none speaks of the plugin; ``plugin`` is null when it is not installed. ``refused``: why the server has not
+    taken the manifests in, so that the plugin is as it was; null when it has."""
 
     name: str
     enabled: bool
     changed: bool
     file: str | None
     plugin: PluginView | None
+    refused: str | None
 
 
 class InspectReply(Struct, frozen=True):
@@ -66,7 +68,8 @@ async def inspect(request: web.Request, services: Services, identity: Identity) 
     name = request.match_info["name"]
     declared, view = await asyncio.to_thread(services.caretaker.inspect, name)
     lanes = lane_rows((lane for lane in services.host.lanes() if lane.name == name), identity)
-    return reply(InspectReply(declared, view, lanes, services.host.receipts(name)))
+    reloads = services.host.receipts(name) if view is not None else []
+    return reply(InspectReply(declared, view, lanes, reloads))
 
 
 async def enable(request: web.Request, services: Services, identity: Identity) -> web.Response:
@@ -85,8 +88,8 @@ async def _switch(
     request: web.Request, services: Services, identity: Identity, *, enabled: bool, reason: str
 ) -> web.Response:
     name, switch = request.match_info["name"], services.caretaker.switch
-    done, view = await asyncio.to_thread(switch, name, enabled, by=identity.subject, reason=reason)
-    return reply(SwitchReply(name, done.enabled, done.changed, done.file, view))
+    done, view, refused = await asyncio.to_thread(switch, name, enabled, by=identity.subject, reason=reason)
+    return reply(SwitchReply(name, done.enabled, done.changed, done.file, view, refused or None))
 
 
 async def reload(request: web.Request, services: Services, _: Identity) -> web.Response:
@@ -114,14 +117,15 @@ def _seconds(given: str | None) -> float:
     return seconds
 
 
-def _operation(method: Any, path: str, **given: Any) -> Operation:
+def operation(method: Any, path: str, **given: Any) -> Operation:
+    """One about plugins, for an operator; ``path`` may have the ``{name}`` of one."""
     named = (Parameter("name", "the plugin", "path", required=True),) if "{name}" in path else ()
     parameters = (*named, *given.pop("parameters", ()))
     return Operation(method=method, path=path, role="operator", tag="plugins", parameters=parameters, **given)
 
 
 OPERATIONS: Final = (
-    _operation(
+    operation(
         "GET",
         "/api/v1/plugins/{name}",
         handler=inspect,
@@ -129,7 +133,7 @@ OPERATIONS: Final = (
         replies={200: Content(InspectReply)},
         refusals=(404, 422),
     ),
-    _operation(
+    operation(
         "GET",
         "/api/v1/plugins/{name}/why",
         handler=why,
@@ -138,7 +142,7 @@ OPERATIONS: Final = (
         replies={200: Content(Explanation)},
         refusals=(404, 422),
     ),
-    _operation(
+    operation(
         "POST",
         "/api/v1/plugins/{name}/enable",
         handler=enable,
@@ -146,7 +150,7 @@ OPERATIONS: Final = (
         replies={200: Content(SwitchReply, description="The plugin as it is on its way up")},
         refusals=(404, 409, 422, 503),
     ),
-    _operation(
+    operation(
         "POST",
         "/api/v1/plugins/{name}/disable",
         handler=disable,
@@ -162,7 +166,7 @@ OPERATIONS: Final = (
         replies={200: Content(SwitchReply, description="The plugin; its lane ends with a commit")},
         refusals=(404, 409, 422, 503),
     ),
-    _operation(
+    operation(
         "POST",
         "/api/v1/plugins/{name}/reload",
         handler=reload,
@@ -170,7 +174,7 @@ OPERATIONS: Final = (
         replies={200: Content(ReloadReceipt, description="What became of it, as its outcome says")},
         refusals=(404, 503),
     ),
-    _operation(
+    operation(
         "GET",
         "/api/v1/plugins/{name}/reloads",
         handler=reloads,
@@ -178,7 +182,7 @@ OPERATIONS: Final = (
         replies={200: Content(ReloadsReply)},
         refusals=(404,),
     ),
-    _operation(
+    operation(
         "POST",
         "/api/v1/doctor",
         handler=doctor,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -27,15 +28,24 @@ from analytics_core.manifest.switching import Switched
 _log = structlog.get_logger(__name__)
 
 
+class Taken(NamedTuple):
+    """What was written, and what became of it: the plugin, None when it is not installed, and why the host has not
+    taken the manifests in, empty when it has."""
+
+    switched: Switched
+    view: PluginView | None
+    refused: str
+
+
 class Caretaker:
     """Looks after the plugins of ``host``. Every method blocks and none is for the event loop.
 
-    ``look`` lets the host take in what the manifests say now. A name that nothing has is a `NotFoundError` with the
-    nearest one.
+    ``look`` lets the host take in what the manifests say now, and says why it does not; empty when it does. A name that
+    nothing has is a `NotFoundError` with the nearest one.
     """
 
     def __init__(
-        self, host: PluginHost, settings: Settings, environ: Mapping[str, str], look: Callable[[], object]
+        self, host: PluginHost, settings: Settings, environ: Mapping[str, str], look: Callable[[], str]
     ) -> None:
         self._host = host
         self._settings = settings
@@ -73,21 +83,22 @@ class Caretaker:
             return plain, None
         return msgspec.structs.replace(plain, state=view.state, reason=view.reason, source="host"), view
 
-    def switch(self, name: str, enabled: bool, *, by: str, reason: str = "") -> tuple[Switched, PluginView | None]:
-        """Enable or disable a plugin in the manifests and at once; None when it is not installed.
+    def switch(self, name: str, enabled: bool, *, by: str, reason: str = "") -> Taken:
+        """Enable or disable a plugin in the manifests and at once.
 
         ``by`` is who wants it, for the log. Raises as `set_enabled` does, and has changed nothing then.
         """
         known = {view.name for view in self._host.views()}
         if name not in known:
             known |= set(read_deployment(self._settings.manifests_dir, self._environ).plugins)
+            known |= {found.name for found in discover()}  # the host may not have looked since it was installed
         if name not in known:
             raise NotFoundError("plugin", name, known)
         done = set_enabled(name, enabled, self._settings, self._environ, reason=reason)
         if done.changed:
             _log.info("plugin_switched", plugin=name, enabled=enabled, by=by, reason=reason, file=done.file)
-        self._look()
-        return done, self._view(name)
+        refused = self._look()
+        return Taken(done, self._view(name), refused)
 
     def reload(self, name: str) -> ReloadReceipt:
         """As `PluginHost.reload`."""

@@ -9,7 +9,7 @@ import structlog
 from msgspec import Struct
 
 from analytics_core.config import Settings
-from analytics_core.errors import AnalyticsError
+from analytics_core.errors import AnalyticsError, ManifestError
 from analytics_core.host.installed.watcher import Reason, Watcher
 from analytics_core.host.plugins import PluginHost
 from analytics_core.host.restart import restart_required
@@ -67,9 +67,11 @@ class Reloader:
     def stop(self, timeout: float = 10.0) -> None:
         self._watcher.stop(timeout)
 
-    def look(self) -> None:
-        """Read the manifests and refresh now. Returns when each change has begun."""
+    def look(self) -> str:
+        """Read the manifests and refresh now. Returns when each change has begun: why the manifests were not taken in,
+        empty when they were."""
         self._changed(frozenset({"manifests"}))
+        return self._view.refused
 
     def view(self) -> ManifestsView:
         return self._view
@@ -86,7 +88,7 @@ class Reloader:
     def _read(self) -> None:
         before = self._deployment
         try:
-            found, settings = read_deployment(self._settings.manifests_dir, self._environ), self._load()
+            found, settings = self._found(), self._load()
             if (before.metrics, before.tenants) != (found.metrics, found.tenants):
                 self._apply(found)
         except AnalyticsError as error:
@@ -98,6 +100,13 @@ class Reloader:
         elif self._view.refused:
             _log.info("manifests_mended")
         self._wait_for_restart(restart_required(self._settings, settings))
+
+    def _found(self) -> Deployment:
+        """A folder that is gone says nothing: what the operator has disabled must not begin to run by that."""
+        directory = self._settings.manifests_dir
+        if self._deployment.sources and not directory.exists():
+            raise ManifestError(directory, "", "does not exist any more; what it said holds until it is back")
+        return read_deployment(directory, self._environ)
 
     def _refuse(self, problem: str) -> None:
         if problem != self._view.refused:

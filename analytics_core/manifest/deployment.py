@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -71,6 +72,8 @@ def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
                 raise document.source.error(
                     ("kind",), "'plugin' belongs into a plugin's package; 'plugin-settings' is for the operator"
                 )
+            if kind == "host" and path != directory / "host.yaml":
+                raise document.source.error(("kind",), f"'host' is read from {directory / 'host.yaml'} alone")
             if earlier := holders.get((kind, name)):
                 called = f"{kind} {name!r}" if name else kind
                 raise document.source.error((), f"{called} is declared already in {earlier}; rename or remove one")
@@ -81,9 +84,18 @@ def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
 
 
 def manifest_files(directory: Path) -> list[Path]:
-    """The files that `read_deployment` reads, sorted. :raises ManifestError: when ``directory`` is a file."""
-    if directory.exists() and not directory.is_dir():
-        raise ManifestError(directory, "", "is no directory; name the one that holds the manifests")
+    """The files that `read_deployment` reads, sorted.
+
+    :raises ManifestError: when ``directory`` is a file, or cannot be read.
+    """
+    try:
+        os.scandir(directory).close()
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise ManifestError(directory, "", "is no directory; name the one that holds the manifests") from None
+    except OSError as error:
+        raise ManifestError(directory, "", f"cannot be read: {error.strerror}") from error
     found = [*directory.rglob("*.yaml"), *directory.rglob("*.yml")]
     visible = (p for p in found if not any(part.startswith(".") for part in p.relative_to(directory).parts))
     return sorted(path for path in visible if path.is_file())

@@ -21,6 +21,8 @@ Key = tuple[str | int, ...]
 
 _MAX_DEPTH: Final = 64
 _MAX_VALUES: Final = 100_000
+_SHALLOW: Final = 8_192
+"""A text of so few characters cannot nest deeper than the parser's own stack."""
 
 
 def dotted(path: Key) -> str:
@@ -98,6 +100,8 @@ def parse_documents(text: str, path: Path, environ: Mapping[str, str] | None) ->
     loader = _Loader(text)
     documents = []
     try:
+        if len(text) > _SHALLOW:
+            _check_depth(text, path)
         while loader.check_node():
             node = loader.get_node()
             if not isinstance(node, yaml.ScalarNode) or node.value:
@@ -111,6 +115,16 @@ def parse_documents(text: str, path: Path, environ: Mapping[str, str] | None) ->
     finally:
         loader.dispose()
     return documents
+
+
+def _check_depth(text: str, path: Path) -> None:
+    """The parser makes the nodes of a document by calling itself, in C, which ends the process when it is too deep."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            line = event.start_mark.line + 1
+            raise ManifestError(path, "", f"has over {_MAX_VALUES} values or {_MAX_DEPTH} levels (line {line})")
 
 
 class _Reading:

@@ -21,6 +21,7 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import ApiKey, Auth, Settings
 from analytics_core.errors import HookFailedError, NotFoundError
 from analytics_core.events import Event
+from analytics_core.host.caretaker import Taken
 from analytics_core.host.examining.examination import Examination
 from analytics_core.host.examining.explanation import Explanation
 from analytics_core.host.examining.inspection import Inspection
@@ -128,9 +129,9 @@ class StandIns:
         places = dict.fromkeys(("distribution", "package", "directory", "manifest_file"), "")
         return Inspection(name=name, version="1.0", state=self.state, reason="", **places), self.views()[0]
 
-    def switch(self, name: str, enabled: bool, *, by: str, reason: str = "") -> tuple[Switched, Any]:
+    def switch(self, name: str, enabled: bool, *, by: str, reason: str = "") -> Taken:
         self._ask("switch", name, enabled, by, reason)
-        return Switched(name, enabled, True, "plugins.yaml"), self.views()[0]
+        return Taken(Switched(name, enabled, True, "plugins.yaml"), self.views()[0], "")
 
     def examine(self, names: Sequence[str], seconds: float) -> list[Examination]:
         self._ask("examine", names, seconds)

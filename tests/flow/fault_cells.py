@@ -55,7 +55,7 @@ WORDS: Final = {
     "stalled": "all of the host stands still meanwhile, and goes on",
     "moved": "who does so again and again is given a process of its own, and the record says so",
     "gone": "cannot be survived: the host ends with it, and what it had acknowledged is there when it starts again",
-    "named": "the boot guard knows at whose activation the start has failed",
+    "named": "the boot guard knows in whose code the start has failed",
 }
 
 START: Final[tuple[Hook, ...]] = ("import", "init", "setup", "import_state")
@@ -119,14 +119,14 @@ _CRASHES: Final[_Row] = {
     "init":         ("gone named",         "restarted"),
     "setup":        ("gone named",         "restarted"),
     "import_state": ("gone named",         "restarted"),
-    "process":      ("gone",               "restarted"),
-    "export_state": ("gone",               "restarted"),
-    "enrich":       ("gone",               "passed_over restarted"),
-    "guard":        ("gone",               "rejected restarted"),
-    "insight":      ("gone",               "died restarted"),
-    "ingest":       ("gone",               "died restarted"),
-    "reply":        ("gone",               "died restarted"),
-    "teardown":     ("gone",               "retired"),
+    "process":      ("gone named",         "restarted"),
+    "export_state": ("gone named",         "restarted"),
+    "enrich":       ("gone named",         "passed_over restarted"),
+    "guard":        ("gone named",         "rejected restarted"),
+    "insight":      ("gone named",         "died restarted"),
+    "ingest":       ("gone named",         "died restarted"),
+    "reply":        ("gone named",         "died restarted"),
+    "teardown":     ("gone named",         "retired"),
 }  # fmt: skip
 
 MATRIX: Final[dict[Fault, _Row]] = {

@@ -22,6 +22,7 @@ from analytics_core.config import Auth, Plugins, Server, Settings
 from analytics_core.errors import NotFoundError
 from analytics_core.host.caretaker import Caretaker
 from analytics_core.host.examining.examination import Examination
+from analytics_core.host.reloader import ManifestsView
 from tests.flow.api_house import AUTH, House, StandIns, opened
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS
 from tests.flow.server_house import ROOT, Answer, ServerHouse, equals, house, until
@@ -47,7 +48,11 @@ async def running(manifests: Path, environ: dict[str, str] | None = None, **sett
     configured = Settings(manifests_dir=manifests, **{"auth": AUTH, **settings})
 
     def caretaker(behind: StandIns) -> Caretaker:
-        return Caretaker(behind, configured, environ or {}, lambda: behind.asked.append(("look",)))  # type: ignore[arg-type]
+        def look() -> str:
+            behind.asked.append(("look",))
+            return behind.manifests.refused
+
+        return Caretaker(behind, configured, environ or {}, look)  # type: ignore[arg-type]
 
     async with opened(configured, caretaker=caretaker) as made:
         yield made
@@ -151,6 +156,32 @@ def test_without_auth_a_page_of_somebody_else_changes_nothing(tmp_path: Path, or
             answer = await made.ask("POST", path, headers=headers)
             assert answer.status == status
             assert bool(list(tmp_path.iterdir())) == (status == 200)
+
+    asyncio.run(scenario())
+
+
+def test_what_is_written_but_not_taken_in_says_why(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as made:
+            made.behind.manifests = ManifestsView(refused="host.yaml: no such key")
+            off = await operate(made, "POST", f"{PLUGINS}/user-behavior/disable")
+            assert (off.status, off.body["changed"], off.body["refused"]) == (200, True, "host.yaml: no such key")
+            assert off.body["plugin"]["state"] == "active"
+
+    asyncio.run(scenario())
+
+
+def test_what_the_host_has_not_seen_yet_can_be_switched_and_inspected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as made:
+            monkeypatch.setattr(made.behind, "views", list)
+            off = await operate(made, "POST", f"{PLUGINS}/user-behavior/disable")
+            assert (off.status, off.body["changed"], off.body["plugin"]) == (200, True, None)
+            monkeypatch.setattr(made.behind, "receipts", lambda name: pytest.fail("a plugin that nobody has seen"))
+            seen = await operate(made, "GET", f"{PLUGINS}/user-behavior")
+            assert (seen.status, seen.body["plugin"], seen.body["reloads"]) == (200, None, [])
 
     asyncio.run(scenario())
 

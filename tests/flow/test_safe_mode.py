@@ -1,4 +1,4 @@
-"""A plugin that brings down the host at its start does so three times; then the host runs without it."""
+"""A plugin that brings down the host at its start, or at an event, does so three times, and is left out after that."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ pytestmark = pytest.mark.server
 
 HEALTH = "/api/analytics/health"
 DIES = "import os\nos._exit(3)"
+POISONED = "self.n += len(batch)\n        if 'poison' in batch.column('name').to_pylist(): os._exit(3)"
 BUNDLED = ("user-behavior", "performance", "predictive")
 
 
@@ -71,14 +72,24 @@ def test_the_fourth_start_runs_what_has_worked_until_the_culprit_is_mended(serve
         equals(lambda name=name: server.plugin(name)["state"], "active", name)
 
 
-def test_the_culprit_may_be_mended_in_the_running_host(server: ServerHouse) -> None:
+def test_an_event_that_ends_the_host_does_so_three_times_and_is_counted_by_the_mended_plugin(
+    server: ServerHouse,
+) -> None:
     killer = install_killer(server)
-    die(server, 3)
-    assert safe_mode(server.start())["culprits"] == ["killer"]  # of all that has never worked only the one
-    killer.write_text(killer.read_text().replace(DIES, ""))
+    killer.write_text(killer.read_text().replace(DIES, "").replace("self.n += len(batch)", POISONED))
+    server.start()
+    assert server.process is not None
+    assert [server.post([{"event": name}])["accepted"] for name in ("x", "poison")] == [1, 1]
+    assert server.process.wait(30) == 3
+    die(server, 2)
+    safe = safe_mode(server.start())
+    assert (safe["failures"], safe["culprits"]) == (3, ["killer"])  # of all that has been given the event only the one
+    assert "3 starts in a row failed in a call of 'killer'" in server.plugin("killer")["reason"]
+    killer.write_text(killer.read_text().replace("os._exit(3)", "pass"))
     until(lambda: server.plugin("needy")["state"] == "active", "the mended plugin and who requires it", 30, server.tail)
     assert safe_mode(server) is None
-    equals(lambda: server.plugin("counting")["state"], "active", "counting")
+    for name in ("killer", "counting"):
+        equals(lambda name=name: server.plugin(name)["events_processed"], 2, f"events of {name}")
 
 
 def test_a_host_that_is_killed_soon_after_its_start_is_nobodys_fault(server: ServerHouse) -> None:

@@ -55,12 +55,12 @@ def test_a_plugin_that_waits_for_its_turn_holds_up_no_other(house: House, tmp_pa
     BootGuard(journal)  # a start that came to nothing: in the next one they begin one after another
 
     async def main() -> None:
-        async with house.host(settled=False, guard=BootGuard(journal)) as host:
+        async with house.host(settled=False, guard=BootGuard(journal, turn_seconds=0.05)) as host:
             house.add(3)
             await until(lambda: house.value("ant") == 3, "the first events")
             names = {"lane:bee", "lane:cat"}
             await until(lambda: names <= {thread.name for thread in threading.enumerate()}, "both are to begin")
-            await until(lambda: "starting" in {view(host, "bee").state, view(host, "cat").state}, "one has its turn")
+            await until(lambda: "starting" in {view(host, "bee").state, view(host, "cat").state}, "one has begun")
             house.add(1)
             await until(lambda: house.value("ant") == 4, "it has failed, and was tried again")
             assert "active" not in {view(host, "bee").state, view(host, "cat").state}
@@ -169,6 +169,28 @@ def test_what_is_moved_to_a_process_is_what_runs_and_not_a_later_broken_change(h
             await until(lambda: moved(host), "it has a process of its own")
             house.add(1)
             await until(lambda: house.value("counting") == 40, "with the code and the settings that it had")
+
+    asyncio.run(main())
+
+
+def test_what_cannot_run_in_a_process_is_not_said_to_run_in_one(house: House, tmp_path: Path) -> None:
+    here, failed = (Path(tmp_path / name) for name in ("here", "failed"))
+    once = "self.n += len(batch)\n    if self.n == 2 and not failed.exists(): failed.touch(); raise ValueError('once')"
+    head = f"""
+    here, failed = Path({str(here)!r}), Path({str(failed)!r})
+    if here.exists(): raise RuntimeError("not twice")
+    here.touch()
+    """
+    house.install("counting", COUNTING.replace("self.n += len(batch)", once), isolation="thread", head=head)
+
+    async def main() -> None:
+        async with house.host() as host:
+            host._roster.isolate("counting", "has blocked the event loop")
+            assert (await receipt(host, "counting")).outcome == "rolled_back"
+            house.add(2)
+            await until(lambda: house.value("counting") == 2, "it goes on after its failure")
+            seen = await until_state(host, "counting", "active")
+            assert (seen.isolation, seen.reason) == ("thread", "")
 
     asyncio.run(main())
 

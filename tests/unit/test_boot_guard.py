@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,8 +16,8 @@ from analytics_core.host.code.fingerprint import fingerprint
 from analytics_core.host.health import State, Transition
 from analytics_core.host.installed.discovery import Found
 from analytics_core.host.installed.selection import Choice
-from analytics_core.host.life.boot_guard import SETTLED_SECONDS, BootGuard, Journal
-from analytics_core.host.life.starts import Activation, Identity, Record, Start, begun
+from analytics_core.host.life.boot_guard import LIVED_SECONDS, SETTLED_SECONDS, TURN_SECONDS, BootGuard, Journal
+from analytics_core.host.life.starts import Identity, Part, Record, Start, begun
 
 T0 = datetime(2025, 1, 1, tzinfo=UTC)
 Change = Callable[["House"], None]
@@ -90,6 +91,11 @@ class Boot:
     def run(self, *names: str) -> None:
         for name in names:
             self.move(name, "loading", "starting", "active")
+
+    def calls(self, *names: str) -> None:
+        """Each is called, and does not return."""
+        for name in names:
+            self.guard.calls.of(name).__enter__()
 
     def runs(self) -> list[str]:
         return [name for name, choice in self.choices.items() if choice.state == "discovered"]
@@ -192,6 +198,59 @@ def test_starts_that_never_get_ready_bring_safe_mode_without_a_culprit_until_one
     assert house.boot().runs() == ["bad", "good"]
 
 
+def dies_in_a_call(house: House) -> None:
+    boot = house.boot()
+    boot.run("good", "bad")
+    boot.guard.ready()
+    with boot.guard.calls.of("good"):
+        pass
+    boot.calls("bad")
+
+
+def test_a_host_that_dies_in_a_call_soon_after_it_was_ready_has_failed_at_the_called(house: House) -> None:
+    house.goes_well("good", "bad")
+    for _ in range(3):
+        assert house.culprits() is None
+        dies_in_a_call(house)
+    with capture_logs() as logs:
+        boot = house.boot()
+    assert boot.runs() == ["good"]
+    assert boot.choices["bad"].reason.startswith("safe mode: 3 starts in a row failed in a call of 'bad'; ")
+    assert [line["event"] for line in logs] == ["safe_mode"]
+
+
+@pytest.mark.parametrize(("after", "culprits"), [(LIVED_SECONDS - 1, ["bad"]), (LIVED_SECONDS, None)])
+def test_a_call_in_which_a_host_dies_later_is_no_failed_start(
+    house: House, after: float, culprits: list[str] | None
+) -> None:
+    for _ in range(3):
+        boot = house.boot()
+        boot.run("bad")
+        boot.guard.ready()
+        house.now += after
+        boot.move("good", "loading")  # it has not settled
+        boot.guard.tick()
+        boot.move("good", "retrying")
+        boot.calls("bad")
+    assert house.culprits() == culprits
+
+
+def test_who_is_called_is_to_blame_and_not_who_is_on_its_way_up(house: House) -> None:
+    for _ in range(3):
+        boot = house.boot()
+        boot.run("bad")
+        boot.move("good", "loading")
+        boot.calls("bad")
+    assert house.culprits() == ["bad"]
+
+
+def test_each_start_begins_without_the_calls_of_the_one_before(house: House) -> None:
+    dies_in_a_call(house)
+    for _ in range(3):
+        kill(house.boot())
+    assert house.culprits() is None
+
+
 @pytest.mark.parametrize("step", [timedelta(days=-3650), timedelta(0), timedelta(days=36500)])
 def test_jumps_of_the_wall_clock_decide_nothing(step: timedelta) -> None:
     record = Record()
@@ -220,8 +279,8 @@ def after(*suspects: str, worked: str = "") -> list[str]:
     """The culprits after starts that failed while these were activating; upper case is another copy."""
     record = Record(worked={name: identity(name) for name in worked})
     for number, names in enumerate(suspects):
-        activating = {n.lower(): Activation("loading", identity(n), "thread", 0.0) for n in names}
-        record = begun(Record(record.worked, record.failed, record.safe, Start(T0, True, activating)), T0)
+        parts = {n.lower(): Part("loading", identity(n), "thread") for n in names}
+        record = begun(Record(record.worked, record.failed, record.safe, Start(T0, True, parts=parts)), T0)
         assert (record.safe is None) == (number < 2)
     assert record.safe is not None
     return sorted(record.safe.culprits)
@@ -238,23 +297,63 @@ def test_a_copy_that_has_worked_is_blamed_only_when_nobody_else_is_left() -> Non
     assert after("A", "A", "A", worked="a") == ["a"]
 
 
-def test_after_a_failed_start_they_activate_one_after_another(house: House) -> None:
+def in_turn(boot: Boot, name: str, called: threading.Event, go_on: threading.Event) -> threading.Thread:
+    def call() -> None:
+        with boot.guard.calls.of(name).in_turn(60.0):
+            called.set()
+            go_on.wait(5)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+def test_after_a_failed_start_they_are_called_one_after_another(house: House) -> None:
     house.boot().move("bad", "loading")
     boot = house.boot()
-    order: list[str] = []
+    events = {name: (threading.Event(), threading.Event()) for name in ("good", "bad")}
+    (called, go_on), (other_called, other_goes_on) = events.values()
+    threads = [in_turn(boot, "good", called, go_on)]
+    assert called.wait(5)
+    threads.append(in_turn(boot, "bad", other_called, other_goes_on))
+    assert not other_called.wait(0.05)
+    go_on.set()
+    assert other_called.wait(5)
+    other_goes_on.set()
+    for thread in threads:
+        thread.join()
 
-    def load(name: str) -> None:
-        boot.move(name, "loading")
-        order.append(name)
 
-    load("bad")
-    other = threading.Thread(target=load, args=("good",))
-    other.start()
-    other.join(0.05)
-    assert order == ["bad"]
-    boot.move("bad", "starting", "active")
-    other.join(5)
-    assert order == ["bad", "good"]
+@pytest.mark.parametrize("failed", [True, False])
+def test_no_call_waits_in_an_ordinary_start_nor_in_one_that_ends(house: House, failed: bool) -> None:
+    if failed:
+        house.boot().move("bad", "loading")
+    boot = house.boot()
+    called, go_on, other = threading.Event(), threading.Event(), threading.Event()
+    threads = [in_turn(boot, "good", called, go_on)]
+    assert called.wait(5)
+    began = time.monotonic()
+    threads.append(in_turn(boot, "bad", other, go_on))
+    if failed:
+        boot.guard.end()
+    assert other.wait(5)
+    assert time.monotonic() - began < TURN_SECONDS / 2
+    go_on.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_who_does_not_return_keeps_the_others_for_a_short_time_only(house: House) -> None:
+    house.boot().move("bad", "loading")
+    boot = house.boot(turn_seconds=0.01)
+    called, go_on, other = threading.Event(), threading.Event(), threading.Event()
+    threads = [in_turn(boot, "bad", called, go_on)]
+    assert called.wait(5)
+    threads.append(in_turn(boot, "good", other, go_on))
+    assert other.wait(5)
+    go_on.set()
+    for thread in threads:
+        thread.join()
 
 
 def test_who_is_activating_when_safe_mode_itself_fails_stays_out_too(house: House) -> None:
@@ -406,7 +505,7 @@ def test_a_file_that_is_torn_anywhere_is_read_as_far_as_it_goes(house: House) ->
         file.write_bytes(whole[:size])
         record = house.journal.read()
         assert (list(record.worked) == ["good"]) == (size >= head)
-        assert record.start is None or not record.start.activating
+        assert record.start is None or not record.start.parts
 
 
 def test_a_mark_that_was_cut_short_costs_itself_alone(house: House) -> None:
@@ -416,7 +515,7 @@ def test_a_mark_that_was_cut_short_costs_itself_alone(house: House) -> None:
     boot.move("bad", "loading")
     start = house.journal.read().start
     assert start is not None
-    assert list(start.activating) == ["bad"]
+    assert list(start.parts) == ["bad"]
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096, b"[]", b'{"worked": 3}', b"\xff\xfe"])
@@ -435,7 +534,7 @@ def test_a_disk_that_takes_nothing_stops_nobody(house: House) -> None:
         boot.run("good")
         boot.guard.ready()
         boot.guard.end()
-    assert {line["event"] for line in logs} == {"start_not_recorded"}
+    assert {line["event"] for line in logs} == {"start_not_recorded", "calls_not_noted"}
     assert boot.runs() == ["bad", "good"]
 
 

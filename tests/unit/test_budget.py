@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,15 @@ def test_what_fails_now_and_then_never_rests() -> None:
         assert spent.failed(position) == ("again", 1.0)
         spent.committed(position + 5)
         clock.now += POLICY.refill
+
+
+@pytest.mark.parametrize("lasts", [0.0, POLICY.refill])
+def test_what_fails_for_weeks_is_still_tried_again(lasts: float) -> None:
+    spent, clock = budget()
+    for _ in range(2_000):
+        what, seconds = spent.failed(5)
+        clock.now += seconds + lasts
+    assert (what, seconds) == (("rest", POLICY.cool_down_most) if lasts == 0.0 else ("again", POLICY.backoff_most))
 
 
 def test_hangs_count_for_their_time() -> None:

@@ -15,7 +15,7 @@ COMMANDS = [("list",), ("why", "shop"), ("inspect", "shop"), ("reload", "shop")]
 ROW = {"name": "shop", "version": "1.0", "state": "active", "reason": "", "lag": 1234, "isolation": "thread"}
 RECEIPT = {
     "plugin": "shop", "outcome": "active", "before": 1, "after": 2, "reason": "", "seconds": {"load": 0.01},
-    "pause": 0.002, "survivors": ["thread 'poller'"],
+    "pause": 0.002, "events_lost": 0, "survivors": ["thread 'poller'"],
 }  # fmt: skip
 
 
@@ -142,6 +142,50 @@ def test_reload_asks_for_a_new_generation_and_shows_the_receipt(site: Site) -> N
         "  still alive of generation 1: thread 'poller'",
     ]
     assert asked[:2] == ["GET /api/v1/plugins", "POST /api/v1/plugins/shop/reload"]
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ({"outcome": "rolled_back", "reason": "no"}, "generation 1 runs on; 2 was not taken in: no"),
+        (
+            {"outcome": "restart_required", "after": 1, "reason": "no"},
+            "generation 1 runs on; the next was not taken in: no",
+        ),
+        ({"outcome": "failed", "before": 0, "reason": "no"}, "generation 2 does not run, and none did before: no"),
+        ({"outcome": "superseded", "reason": "3 has come"}, "generation 2 was passed over: 3 has come"),
+        ({"reason": "nothing ran"}, "generation 2 runs: nothing ran"),
+    ],
+)
+def test_what_became_of_a_reload_is_said_as_it_is(site: Site, told: dict[str, Any], shown: str) -> None:
+    def reply(request: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        return 200, json.dumps({"plugins": [ROW]} if request.startswith("GET") else {**RECEIPT, **told}).encode()
+
+    with answering(reply) as port:
+        result = site.run("reload", "shop", "--port", port)
+    assert result.stdout.splitlines()[0] == f"shop: {shown}"
+    assert result.exit_code == ("outcome" in told)
+
+
+def test_lost_events_are_said(site: Site) -> None:
+    def reply(request: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        return 200, json.dumps(
+            {"plugins": [ROW]} if request.startswith("GET") else {**RECEIPT, "events_lost": 3}
+        ).encode()
+
+    with answering(reply) as port:
+        assert "; 3 events were lost\n" in site.run("reload", "shop", "--port", port).stdout
+
+
+def test_a_plugin_that_does_not_run_is_no_reason_for_another_address(site: Site) -> None:
+    def reply(request: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        if request.startswith("GET"):
+            return 200, json.dumps({"plugins": [{**ROW, "state": "disabled"}]}).encode()
+        return 404, json.dumps({"detail": "no running plugin is named 'shop'"}).encode()
+
+    with answering(reply) as port:
+        refused = site.run("reload", "shop", "--port", port)
+    assert (refused.exit_code, one_line(refused).rpartition(": ")[2]) == (1, "no running plugin is named 'shop'\n")
 
 
 def test_long_reasons_go_on_below_on_a_narrow_terminal(site: Site) -> None:

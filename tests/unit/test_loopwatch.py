@@ -35,7 +35,7 @@ def unswitched() -> Iterator[None]:
 
 
 def watched(block: Callable[[threading.Event], Awaitable[None]]) -> list[tuple[str, float]]:
-    """Who was blamed while ``block(done)`` ran beside a loop, until ``done`` was set."""
+    """Who was blamed while ``block(done)`` ran beside a loop, until ``done`` was set or somebody was."""
     blamed: list[tuple[str, float]] = []
 
     async def main() -> None:
@@ -43,8 +43,9 @@ def watched(block: Callable[[threading.Event], Awaitable[None]]) -> list[tuple[s
         watch.start()
         done = threading.Event()
         await block(done)
-        while not done.is_set():
+        while not (done.is_set() or blamed):
             await asyncio.sleep(0.01)
+        done.set()
         watch.stop()
 
     asyncio.run(main())
@@ -55,12 +56,12 @@ def watched(block: Callable[[threading.Event], Awaitable[None]]) -> list[tuple[s
 def test_the_thread_that_holds_the_lock_is_blamed() -> None:
     async def block(done: threading.Event) -> None:
         def work() -> None:
-            while time.monotonic() < until:
+            while time.monotonic() < until and not done.is_set():
                 hold(4 * BLOCKED_SECONDS)
                 time.sleep(0.01)
             done.set()
 
-        until = time.monotonic() + 3.0
+        until = time.monotonic() + 15.0
         threading.Thread(target=work, name="lane:greedy", daemon=True).start()
 
     found = watched(block)
@@ -83,6 +84,21 @@ def test_a_loop_that_is_at_work_itself_is_nobodys_fault() -> None:
         done.set()
 
     assert watched(block) == []
+
+
+def test_a_watch_of_a_loop_that_turns_no_more_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analytics_core.host.life.loopwatch._PAUSE_SECONDS", 0.01)
+    loop, asked = asyncio.new_event_loop(), threading.Event()
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda _: asked.set())
+    before = set(threading.enumerate())
+    watch = LoopWatch(loop, owner, lambda plugin, seconds: None)
+    watch.start()
+    (thread,) = set(threading.enumerate()) - before
+    assert asked.wait(5)
+    watch.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    loop.close()
 
 
 def test_blame_counts_within_a_time() -> None:

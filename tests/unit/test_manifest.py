@@ -246,6 +246,8 @@ def test_a_broken_deployment_manifest_says_what_is_wrong(
         ("- a\n", "a manifest is a mapping"),
         ("kind: tenant\nname: !!python/object:os.system x\n", "is not YAML: could not determine a constructor"),
         ("a: &a [*a]\n", "levels"),
+        ("a: " + "[" * 100_000, "64 levels (line 1)"),
+        ("kind: metric\n" + "- " * 50_000, "line 2"),
         ("a: &a {b: *a}\n", "levels"),
         ("kind: tenant\n\n\nname: A\n", "(line 4)"),
         ("kind: metric\nname: a\n---\nkind: tenant\nnames: b\n", "(line 5)"),
@@ -382,7 +384,7 @@ def test_a_missing_directory_is_an_empty_deployment(tmp_path: Path) -> None:
         read_deployment(written(tmp_path, METRIC), {})
 
 
-@pytest.mark.parametrize("document", [METRIC, TENANT, SETTINGS, {"kind": "host"}])
+@pytest.mark.parametrize("document", [METRIC, TENANT, SETTINGS])
 def test_a_name_that_two_files_take_names_both(tmp_path: Path, document: dict[str, Any]) -> None:
     first = written(tmp_path, document, name="a.yaml")
     second = written(tmp_path, document, name="b.yaml")
@@ -395,6 +397,20 @@ def test_a_name_that_two_files_take_names_both(tmp_path: Path, document: dict[st
 def test_one_name_for_two_kinds_is_no_clash(tmp_path: Path) -> None:
     written(tmp_path, changed(METRIC, "name", "acme"), TENANT)
     assert list(read_deployment(tmp_path, {}).metrics) == ["acme"]
+
+
+@pytest.mark.parametrize("name", ["host.yml", "server.yaml", "more/host.yaml"])
+def test_settings_of_the_host_in_another_file_are_not_passed_over(tmp_path: Path, name: str) -> None:
+    (tmp_path / "more").mkdir()
+    written(tmp_path, {"kind": "host"}, name=name)
+    with pytest.raises(ManifestError, match=f"'host' is read from {tmp_path}/host.yaml alone"):
+        read_deployment(tmp_path, {})
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "manifests").symlink_to(tmp_path / "manifests")
+    with pytest.raises(ManifestError, match="cannot be read: Too many levels of symbolic links"):
+        read_deployment(tmp_path / "manifests", {})
 
 
 def test_a_package_manifest_does_not_belong_into_a_deployment(tmp_path: Path) -> None:

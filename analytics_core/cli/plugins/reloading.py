@@ -19,7 +19,7 @@ def command(ctx: click.Context, name: str, as_json: bool, server: Server) -> Non
     """Make a new generation of the running plugin NAME, changed or not, and hand it the state.
 
     The server does this by itself when the plugin's sources or settings change. It takes the key of an operator. The
-    exit code is 0 when the new generation runs, 1 when the present one was kept.
+    exit code is 0 when the new generation runs, 1 when it does not, 2 when nothing has this name.
     """
     known = [row["name"] for row in server.plugins()]
     if name not in known:
@@ -33,13 +33,21 @@ def command(ctx: click.Context, name: str, as_json: bool, server: Server) -> Non
 
 
 def _show(receipt: dict[str, Any]) -> None:
-    name, before, after = receipt["plugin"], receipt["before"], receipt["after"]
+    before, after, reason = receipt["before"], receipt["after"], receipt["reason"]
+    became = {
+        "active": f"generation {after} runs: {reason}"
+        if reason
+        else f"generation {after} has taken over from {before}",
+        "failed": f"generation {after} does not run, and none did before: {reason}",
+        "superseded": f"generation {after} was passed over: {reason}",
+    }
+    kept = f"generation {before} runs on; {'the next' if after == before else after} was not taken in: {reason}"
+    click.echo(f"{receipt['plugin']}: {became.get(receipt['outcome'], kept)}")
     if receipt["outcome"] != "active":
-        click.echo(f"{name}: generation {before} runs on; {after} was not taken in: {receipt['reason']}")
         return
-    click.echo(f"{name}: generation {after} has taken over from {before}")
     if receipt["seconds"]:
         phases = ", ".join(f"{phase} {1000 * seconds:.0f} ms" for phase, seconds in receipt["seconds"].items())
-        click.echo(f"  {phases}; its lane stood still for {1000 * receipt['pause']:.1f} ms; no event was lost")
+        lost = f"{receipt['events_lost']} events were lost" if receipt["events_lost"] else "no event was lost"
+        click.echo(f"  {phases}; its lane stood still for {1000 * receipt['pause']:.1f} ms; {lost}")
     for survivor in receipt["survivors"]:
         click.echo(f"  still alive of generation {before}: {survivor}")

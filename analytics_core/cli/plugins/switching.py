@@ -60,7 +60,11 @@ def _at_server(name: str, enabled: bool, server: Server, reason: str) -> Outcome
     path = f"/api/v1/plugins/{name}/{'enable' if enabled else 'disable'}"
     told = server.ask("POST", path, _SECONDS, **({"reason": reason} if reason else {}))
     done = Outcome(name=name, enabled=enabled, changed=told["changed"], file=told["file"], source=server.url)
-    _await(done, server)
+    if told.get("refused"):
+        done.state = (told["plugin"] or {}).get("state", "")
+        done.note = f"the server holds to what it was told before: {told['refused']}"
+    else:
+        _await(done, server)
     return done
 
 

@@ -17,6 +17,9 @@ CALL_COST: Final = 0.1
 """What a failed call of a concurrent hook costs, in errors: its client may have asked for it, the lane goes on."""
 
 
+_DOUBLINGS: Final = 64
+
+
 class RestartPolicy(Struct, frozen=True):
     """When a failed plugin is tried again. All seconds are monotonic.
 
@@ -54,6 +57,12 @@ class Budget:
         """Failures of the lane in a row, without progress."""
 
     @property
+    def rested(self) -> bool:
+        """Whether there was a rest, and no progress since."""
+        with self._lock:
+            return self._rests > 0
+
+    @property
     def strained(self) -> bool:
         """Whether less than half is left."""
         with self._lock:
@@ -68,7 +77,7 @@ class Budget:
             if self._rests or self._spent(1.0, self._call_seconds if hung else 0.0):
                 return "rest", self._rest()
             policy = self._policy
-            return "again", min(policy.backoff * 2 ** (self.failures - 1), policy.backoff_most)
+            return "again", _doubled(policy.backoff, self.failures - 1, policy.backoff_most)
 
     def called(self, given_up_after: float = 0.0) -> float:
         """A concurrent call failed, or was given up after so many seconds: how long to rest, 0 for not at all."""
@@ -102,6 +111,11 @@ class Budget:
         self._hangs = min(float(self._policy.hangs), self._hangs + forgiven)
 
     def _rest(self) -> float:
-        rest = min(self._policy.cool_down * 2.0**self._rests, self._policy.cool_down_most)
+        rest = _doubled(self._policy.cool_down, self._rests, self._policy.cool_down_most)
         self._rests += 1
         return rest
+
+
+def _doubled(seconds: float, times: int, most: float) -> float:
+    """However often: a plugin may fail for weeks."""
+    return min(seconds * 2.0 ** min(times, _DOUBLINGS), most)

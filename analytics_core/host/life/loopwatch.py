@@ -28,9 +28,10 @@ _log = structlog.get_logger(__name__)
 
 
 class _Used(NamedTuple):
-    """What one thread has used of the processor so far."""
+    """For how many seconds one thread has run so far, and has waited for a processor that it could have run on."""
 
-    seconds: float
+    ran: float
+    waited: float
     plugin: str
     thread: str
 
@@ -86,7 +87,9 @@ class LoopWatch:
                 self._loop.call_soon_threadsafe(turned.set)
             except RuntimeError:  # it is closed
                 return
-            turned.wait()
+            while not turned.wait(_PAUSE_SECONDS):
+                if self._stopping.is_set():  # a loop that has ended never turns
+                    return
             blocked = time.monotonic() - due
             after = self._used()
             if blocked >= BLOCKED_SECONDS:
@@ -94,26 +97,25 @@ class LoopWatch:
             before, due = after, time.monotonic() + _PAUSE_SECONDS
 
     def _judge(self, before: dict[int, _Used], after: dict[int, _Used], blocked: float) -> None:
-        taken = {task: used.seconds - before[task].seconds for task, used in after.items() if task in before}
-        itself = taken.pop(self._turns_on, 0.0)
-        most = _SHARE * (blocked + _PAUSE_SECONDS)
-        if itself >= most or not taken:
-            return  # the loop was not kept waiting, it was at work
-        busiest = max(taken, key=lambda task: taken[task])
-        if taken[busiest] >= most:
-            used = after[busiest]
+        ran = {task: used.ran - before[task].ran for task, used in after.items() if task in before}
+        if not ran:
+            return
+        busiest = max(ran, key=lambda task: ran[task])
+        used = after[busiest]
+        wanted = ran[busiest] + used.waited - before[busiest].waited  # as much as if the machine were its alone
+        if busiest != self._turns_on and wanted >= _SHARE * (blocked + _PAUSE_SECONDS):
             _log.warning("loop_blocked", plugin=used.plugin, seconds=round(blocked, 3), thread=used.thread)
             self._blame(used.plugin, blocked)
 
     def _used(self) -> dict[int, _Used]:
-        """The processor time of the loop's own thread and of those that work for plugins, by the system's number."""
+        """What the loop's own thread and those that work for plugins have used, by the system's number."""
         threads = {each.native_id: each.name for each in threading.enumerate() if each.native_id is not None}
         owners = {task: plugin for task, name in threads.items() if (plugin := self._owner(name)) is not None}
         found: dict[int, _Used] = {}
         for task in (self._turns_on, *owners):
             try:
-                ran = (_TASKS / str(task) / "schedstat").read_text().split()[0]
-            except (OSError, IndexError):  # it has ended, or the system keeps no such figures
+                ran, waited, _ = (_TASKS / str(task) / "schedstat").read_text().split()
+            except (OSError, ValueError):  # it has ended, or the system keeps no such figures
                 continue
-            found[task] = _Used(int(ran) / 1e9, owners.get(task, ""), threads.get(task, ""))
+            found[task] = _Used(int(ran) / 1e9, int(waited) / 1e9, owners.get(task, ""), threads.get(task, ""))
         return found

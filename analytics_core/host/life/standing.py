@@ -64,8 +64,10 @@ class Standing:
         """The attempt that was due has begun."""
         with self._lock:
             self.next_at = None
-            if self.health.state == "quarantined":
+            if self.health.state == "quarantined" and self._budget.rested:
                 self.health.move("half_open", "one attempt after the rest")
+            elif self.health.state == "quarantined":
+                self.health.move("discovered", "another generation is to be tried")
 
     def well(self, hooks: frozenset[str], generation: int) -> None:
         """It runs, and there is nothing to be seen of a failure."""

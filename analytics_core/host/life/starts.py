@@ -1,10 +1,10 @@
-"""What is known of the host's starts: which have failed, which plugins were activating then, and what ran when all went
+"""What is known of the host's starts: which have failed, whose code they were in then, and what ran when all went
 well. Plain records and the decisions on them; `BootGuard` keeps them on disk and acts on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Final, Literal
@@ -18,7 +18,7 @@ from analytics_core.host.installed.selection import Choice
 FAILURES: Final = 3
 """So many failed starts in a row bring safe mode."""
 
-Rising = Literal["loading", "starting"]
+Phase = Literal["loading", "starting", "running"]
 
 
 class Identity(Struct, frozen=True):
@@ -39,34 +39,51 @@ class Identity(Struct, frozen=True):
         return other is not None and replace(other, stands_on=self.stands_on) == self
 
 
-class Activation(Struct, frozen=True):
-    """One plugin on its way up. ``seconds``: from the begin of the start, by the monotonic clock."""
+class Part(Struct, frozen=True):
+    """What one plugin was at in a start."""
 
-    state: Rising
+    phase: Phase
     identity: Identity
     isolation: str
-    seconds: float
 
 
 class Mark(Struct, frozen=True, omit_defaults=True):
-    """One thing that happened in a start: the server was ``ready``, or the activation of ``plugin``; None ends it."""
+    """One thing that happened in a start: the server was ``ready``, the start had ``lived`` for a while, or the
+    ``plugin`` took this ``part``; None ends it."""
 
     ready: bool = False
+    lived: bool = False
     plugin: str = ""
-    activation: Activation | None = None
+    part: Part | None = None
 
 
 class Start(Struct, frozen=True):
-    """One start of the host, of which no end is known yet. ``began`` is shown to people and decides nothing."""
+    """One start of the host, of which no end is known yet. ``began`` is shown to people and decides nothing.
+
+    ``calls``: in whose code its process was when it ended, which only the next start knows.
+    """
 
     began: datetime
     ready: bool = False
-    activating: dict[str, Activation] = {}
+    lived: bool = False
+    parts: dict[str, Part] = {}
+    calls: frozenset[str] = frozenset()
+
+    @property
+    def activating(self) -> dict[str, Identity]:
+        """Those on their way up that can bring down the host: the ones in its own process."""
+        return {name: part.identity for name, part in self._own().items() if part.phase != "running"}
 
     @property
     def suspects(self) -> dict[str, Identity]:
-        """Those activating that can bring down the host: the ones in its own process."""
-        return {name: each.identity for name, each in self.activating.items() if each.isolation == "thread"}
+        """Those in whose code it has ended; when that was in no plugin's, those that were activating."""
+        called = {name: part.identity for name, part in self._own().items() if name in self.calls}
+        return called if called and not self.lived else self.activating
+
+    @property
+    def called(self) -> frozenset[str]:
+        """The suspects that were up already."""
+        return frozenset(name for name in self.suspects if self.parts[name].phase == "running")
 
     @property
     def failed(self) -> bool:
@@ -74,20 +91,26 @@ class Start(Struct, frozen=True):
         return bool(self.suspects) or not self.ready
 
     def marked(self, mark: Mark) -> Start:
-        others = {name: each for name, each in self.activating.items() if name != mark.plugin}
-        new = {mark.plugin: mark.activation} if mark.activation is not None else {}
-        return replace(self, ready=self.ready or mark.ready, activating=others | new)
+        others = {name: each for name, each in self.parts.items() if name != mark.plugin}
+        new = {mark.plugin: mark.part} if mark.part is not None else {}
+        ready, lived = self.ready or mark.ready, self.lived or mark.lived
+        return replace(self, ready=ready, lived=lived, parts=others | new)
+
+    def _own(self) -> dict[str, Part]:
+        return {name: part for name, part in self.parts.items() if part.isolation == "thread"}
 
 
 class SafeMode(Struct, frozen=True):
-    """Why only proven plugins run: ``failures`` starts failed. ``culprits`` were activating in them; may be none."""
+    """Why only proven plugins run: ``failures`` starts failed at the ``culprits``, which may be none. Those ``called``
+    were up already."""
 
     failures: int
     culprits: dict[str, Identity]
+    called: frozenset[str] = frozenset()
 
     @property
     def reason(self) -> str:
-        return f"safe mode: {self.failures} starts in a row failed {during(self.culprits)}"
+        return f"safe mode: {self.failures} starts in a row failed {during(self.culprits, self.called)}"
 
     def holds(self, present: Mapping[str, Identity]) -> bool:
         """Whether it goes on when ``present`` are to run: while some culprit is what it was."""
@@ -135,9 +158,11 @@ def begun(record: Record, now: datetime) -> Record:
     if last is not None:
         failed = (*failed, last) if last.failed else ()
     if safe is not None and failed:
-        safe, failed = SafeMode(safe.failures + 1, safe.culprits | failed[-1].suspects), ()
+        culprits, called = safe.culprits | failed[-1].suspects, safe.called | failed[-1].called
+        safe, failed = SafeMode(safe.failures + 1, culprits, called), ()
     elif len(failed) >= FAILURES:
-        safe, failed = SafeMode(len(failed), _culprits(failed, record.worked)), ()
+        called = frozenset[str]().union(*(start.called for start in failed))
+        safe, failed = SafeMode(len(failed), _culprits(failed, record.worked), called), ()
     return Record(record.worked, failed, safe, Start(now))
 
 
@@ -160,15 +185,19 @@ def screened(choices: Sequence[Choice], present: Mapping[str, Identity], record:
     return judged
 
 
-def during(suspects: Mapping[str, Identity]) -> str:
-    """When a start failed, in words."""
+def during(suspects: Collection[str], called: Collection[str]) -> str:
+    """When a start failed, in words. Of the ``suspects`` those ``called`` were up already."""
     if not suspects:
         return "before the server was ready"
-    return f"while {_listed(suspects)} {'was' if len(suspects) == 1 else 'were'} activating"
+    rising, up = set(suspects) - set(called), set(suspects) & set(called)
+    words = [f"in a call of {_listed(up)}"] if up else []
+    if rising:
+        words.append(f"while {_listed(rising)} {'was' if len(rising) == 1 else 'were'} activating")
+    return " or ".join(words)
 
 
 def _culprits(failed: Sequence[Start], worked: Mapping[str, Identity]) -> dict[str, Identity]:
-    """Who was activating in each of these starts, or else in the last of them that has anybody; of those whoever is
+    """Who was suspected in each of these starts, or else in the last of them that has anybody; of those whoever is
     not known to work, if there is such a one."""
     suspected = [start.suspects for start in failed if start.suspects]
     if not suspected:
@@ -178,5 +207,5 @@ def _culprits(failed: Sequence[Start], worked: Mapping[str, Identity]) -> dict[s
     return {name: each for name, each in always.items() if worked.get(name) != each} or always
 
 
-def _listed(names: Mapping[str, Identity]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return " and ".join(map(repr, sorted(names)))

@@ -83,7 +83,7 @@ class Workshop:
             generation=generation,
         )
         if choice.isolation == "thread":
-            return ThreadRuntime(subject, self._log, self._backlog)
+            return ThreadRuntime(subject, self._log, self._guard.calls.of(choice.name), self._backlog)
         return ProcessRuntime(subject, partition_directory(self._settings.storage.data_dir), self._backlog)
 
     def _lane(self, name: str, open_fold: Callable[[], Fold], /, **watchers: Any) -> Lane:

@@ -17,6 +17,7 @@ from analytics_core.host.code.generation import Generation, load
 from analytics_core.host.code.registries import hindrance, refusal
 from analytics_core.host.code.threads import MAX_HUNG, Overdue, on_own_thread
 from analytics_core.host.running.runtime import Beat, OfSubject, Subject
+from analytics_core.host.running.underway import Note
 from analytics_core.lanes.fold import Backlog, Fold, HookFold, fold_once
 from analytics_core.log import LogReader
 from analytics_core.records import ProcessResult
@@ -24,14 +25,38 @@ from analytics_core.records import ProcessResult
 _log = structlog.get_logger(__name__)
 
 
+class _Noted:
+    """An instance that takes turns and whose calls are noted, for one thread."""
+
+    def __init__(self, instance: Instance, note: Note, seconds: float) -> None:
+        self._instance = instance
+        self._note = note
+        self._seconds = seconds
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        return self._instance.hooks
+
+    def call(self, hook: str, **arguments: Any) -> Any:
+        with self._note.in_turn(self._seconds):
+            return self._instance.call(hook, **arguments)
+
+    def close(self) -> None:
+        self._instance.close()
+
+
 class ThreadRuntime(OfSubject):
-    """The plugin shares this process, its interpreter lock and its memory: only its author is to be trusted."""
+    """The plugin shares this process, its interpreter lock and its memory: only its author is to be trusted.
+
+    Whenever its code is run, that is in ``note``: it may be the last thing that this process does.
+    """
 
     isolation = "thread"
 
-    def __init__(self, subject: Subject, log: LogReader, backlog: Backlog | None = None) -> None:
+    def __init__(self, subject: Subject, log: LogReader, note: Note, backlog: Backlog | None = None) -> None:
         super().__init__(subject)
         self._log = log
+        self._note = note
         self._backlog = backlog
         self._generation: Generation | None = None
         self._retired: Generation | None = None
@@ -40,17 +65,19 @@ class ThreadRuntime(OfSubject):
         self._closing = threading.Lock()
 
     def load(self) -> frozenset[str]:
-        return self._loaded().hooks
+        with self._note.in_turn(self._subject.load_seconds):
+            return self._loaded().hooks
 
     def start(self) -> None:
         if self._concurrent is None:
-            instance = self._loaded().instance()
-            instance.call("setup", context=self._subject.context())
+            instance = self._instance(self._loaded())
+            with self._note.in_turn(self.seconds):
+                instance.call("setup", context=self._subject.context())
             self._concurrent = instance
 
     def open_fold(self, beat: Beat) -> Fold:
         beat("setup")
-        instance = self._loaded().instance()
+        instance = self._noted(self._loaded())
         instance.call("setup", context=self._subject.context())
         beat("")
         return HookFold(
@@ -72,7 +99,8 @@ class ThreadRuntime(OfSubject):
     async def acall(self, hook: str, seconds: float, /, **arguments: Any) -> Any:
         if self._concurrent is None:
             raise PluginUnavailableError(self._subject.name, "is not started")
-        return await self._concurrent.acall(hook, seconds, **arguments)
+        with self._note:
+            return await self._concurrent.acall(hook, seconds, **arguments)
 
     async def fold_once(self, batches: Sequence[EventBatch], seconds: float) -> ProcessResult:
         name, generation = self._subject.name, self._generation
@@ -81,7 +109,7 @@ class ThreadRuntime(OfSubject):
         context = self._subject.context()
         if self._folds.count >= MAX_HUNG:
             raise HookFailedError(name, "process", f"{MAX_HUNG} earlier folds hang; the plugin needs a restart")
-        fold = self._folds.watched(lambda: fold_once(name, generation.instance(), batches, context))
+        fold = self._folds.watched(lambda: fold_once(name, self._noted(generation), batches, context))
         try:
             async with asyncio.timeout(seconds):
                 return await on_own_thread(f"fold:{name}", fold)
@@ -92,7 +120,7 @@ class ThreadRuntime(OfSubject):
 
     def twin(self, generation: int) -> ThreadRuntime:
         subject = msgspec.structs.replace(self._subject, generation=generation)
-        return ThreadRuntime(subject, self._log, self._backlog)
+        return ThreadRuntime(subject, self._log, self._note, self._backlog)
 
     def close(self) -> None:
         with self._closing:
@@ -101,7 +129,8 @@ class ThreadRuntime(OfSubject):
             self._retired = generation or self._retired
         if instance is not None:
             try:
-                instance.call("teardown")
+                with self._note.in_turn(self.seconds):
+                    instance.call("teardown")
             except AnalyticsError as error:
                 _log.warning("teardown_failed", plugin=self._subject.name, problem=str(error))
             instance.close()
@@ -110,6 +139,13 @@ class ThreadRuntime(OfSubject):
 
     def survivors(self) -> tuple[str, ...]:
         return self._retired.survivors() if self._retired is not None else ()
+
+    def _instance(self, generation: Generation) -> Instance:
+        with self._note.in_turn(self.seconds):
+            return generation.instance()
+
+    def _noted(self, generation: Generation) -> _Noted:
+        return _Noted(self._instance(generation), self._note, self.seconds)
 
     def _loaded(self) -> Generation:
         if self._generation is None:
