@@ -177,7 +177,7 @@ def _sample(server: Server, reloads: int) -> Sample:
 
 
 def _outcomes(receipts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What became of the reloads, and of those that came in the pauses in ms, the last state in MB and the phases in s."""
+    """What became of the reloads; of those that came in, the pauses in ms, the last state in MB, the phases in s."""
     came_in = [receipt for receipt in receipts if receipt["outcome"] == "active"]
     pauses = {name: [1000 * r["pause"] for r in came_in if r["plugin"] == name] for name in PLUGINS}
     return {

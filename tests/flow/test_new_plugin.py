@@ -53,8 +53,13 @@ def test_each_hook_alone_makes_a_module_that_fits_its_manifest(tmp_path: Path, h
     assert "✗" not in shown
 
 
-def test_a_class_is_not_called_like_what_it_imports() -> None:
-    assert "class MetricPlugin:" in plugin_files("metric", ["process"])["metric/plugin.py"]
+@pytest.mark.parametrize("name", ["metric", "memory-reader"])
+def test_a_class_is_not_called_like_what_it_or_its_tests_import(name: str) -> None:
+    texts = plugin_files(name, ["insight"])
+    made = "".join(word.capitalize() for word in name.split("-")) + "Plugin"
+    package = name.replace("-", "_")
+    assert f"class {made}:" in texts[f"{package}/plugin.py"]
+    assert f"import {made}\n" in texts[f"tests/test_{package}.py"]
 
 
 def test_a_new_plugin_runs_in_the_host(tmp_path: Path) -> None:

@@ -86,7 +86,8 @@ def test_why_says_the_exact_reason(
     told = site.json("why", "shop", *NOBODY, **environ)
     assert (told["state"], told["runs"], told["source"]) == (state, not reason, "installed")
     assert re.search(reason, told["reason"]) if reason else told["reason"] == ""
-    assert told["holders"] == [{"distribution": "dist-shop", "version": "1.0", "directory": str(home)}]
+    holder = {"distribution": "dist-shop", "version": "1.0", "directory": str(home), "kept_out": ""}
+    assert told["holders"] == [holder]
     shown = site.run("why", "shop", *NOBODY, **environ)
     assert shown.exit_code == (1 if reason else 0)
     assert shown.stdout.startswith(f"✗ shop is not to run: {state}\n" if reason else "✓ shop is to run: discovered\n")
@@ -134,6 +135,30 @@ def test_an_unknown_name_suggests_the_nearest(site: Site, command: str) -> None:
     shown = site.run(command, "checkout-wach", *(() if command == "doctor" else NOBODY))
     assert shown.exit_code == 2
     assert shown.stderr == "analytics: no plugin is named 'checkout-wach'; did you mean 'checkout-watch'?\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("why", "nobody", *NOBODY),
+        ("inspect", "nobody", *NOBODY),
+        ("list", "--url", "http://127.0.0.1:1"),
+        ("doctor", "nobody"),
+        ("validate", "/no/such"),
+        ("new", "Shop"),
+        ("lock", "--check"),
+        ("install", "--dry-run"),
+        ("install", "zz-nobody", "--dry-run", "--no-such-option"),
+    ],
+    ids=" ".join,
+)
+def test_a_failure_is_one_json_object_too(site: Site, arguments: tuple[str, ...]) -> None:
+    site.plugin("shop")
+    plain, told = site.run(*arguments), site.run(*arguments, "--json")
+    assert plain.stdout == ""
+    assert told.exit_code == plain.exit_code != 0
+    assert list(json.loads(told.stdout)) == ["error"]
+    assert json.loads(told.stdout)["error"] in told.stderr
 
 
 # --- why, with a server

@@ -74,7 +74,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").write_text("mine")
     result = run("shop-watch", "--folder", str(tmp_path))
     assert result.exit_code == 2
-    assert "is there and not empty; nothing was written" in result.stderr
+    assert "is there and no empty folder; nothing was written" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["kept.txt"]
 
 
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for folder, problem in (
-        ("file", "is there and not empty"),
+        ("file", "is there and no empty folder"),
         ("file/below", "cannot be written: Not a directory"),
         ("dangling", "cannot be written: File exists"),
         ("n" * 300, "cannot be written: File name too long"),

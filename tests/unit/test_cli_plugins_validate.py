@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from analytics_core import cli
+from analytics_core.host.examining import wheels
 
 FILES = {
     "shop/__init__.py": "",
@@ -110,6 +112,7 @@ def test_a_good_wheel_passes_all(tmp_path: Path) -> None:
             "hookspecs.py",
         ),
         ({"shop/plugin.py": "import no_such_module"}, "import", "No module named 'no_such_module'", "dependencies"),
+        ({"shop/plugin.py": "import os; os._exit(3)"}, "import", "the process ended: exit code 3", "plugins doctor"),
     ],
 )
 def test_each_fault_is_found_with_what_to_do(
@@ -221,6 +224,42 @@ def test_a_project_that_says_nonsense_about_its_build_is_a_point(tmp_path: Path,
 
 
 # --- the build, by a backend of the project's own
+
+
+@pytest.mark.parametrize(
+    ("requirement", "installed", "met"),
+    [
+        ("setuptools>=61", {"setuptools": "65.5.0"}, False),  # which makes wheels with the distribution 'wheel' alone
+        ("setuptools>=61", {"setuptools": "65.5.0", "wheel": "0.40"}, True),
+        ("Setuptools", {"setuptools": "70.1"}, True),
+        ("setuptools>=80", {"setuptools": "70.1"}, False),
+        ("hatchling", {"hatchling": "1.0"}, True),
+        ("hatchling; python_version < '3'", {}, True),
+        ("hatchling", {}, False),
+    ],
+)
+def test_where_this_environment_cannot_make_a_wheel_it_is_built_in_isolation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requirement: str, installed: dict[str, str], met: bool
+) -> None:
+    def version(name: str) -> str:
+        try:
+            return installed[name.lower()]
+        except KeyError:
+            raise PackageNotFoundError(name) from None
+
+    asked: list[bool] = []
+
+    def build(project: Path, folder: Path, *, isolated: bool) -> None:
+        asked.append(isolated)
+        folder.mkdir()
+        (folder / "shop-1-py3-none-any.whl").touch()
+
+    monkeypatch.setattr(wheels, "version", version)
+    monkeypatch.setattr(wheels, "_build", build)
+    (tmp_path / "pyproject.toml").write_text(f"[build-system]\nrequires = [{requirement!r}]\n".replace('"', '"'))
+    how = wheels.wheel_of(tmp_path, tmp_path / "built").how
+    assert asked == [not met]
+    assert ("of this environment" in how) == met
 
 
 def project(folder: Path, backend: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from analytics_core.host.installed.dependencies import Dependencies
 from analytics_core.host.installed.discovery import Found, discover
 
 YAML = """
@@ -177,26 +178,14 @@ def test_a_broken_manifest_is_shown_with_its_reason(site: Site, old: str, new: s
     assert expected in (found.problem or "")
 
 
-def test_one_name_of_two_distributions_stops_both(site: Site) -> None:
-    site.package("shop_a", name="shop-watch")
-    site.package("shop_b", name="shop-watch")
-    site.package("shop_c", name="other")
-    site.distribution("dist-a", {"shop-watch": "shop_a:plugin.yaml"})
-    site.distribution("dist-b", {"shop-watch": "shop_b:plugin.yaml"}, version="3")
-    site.distribution("dist-c", {"other": "shop_c:plugin.yaml"})
-    found = {f.distribution: f for f in site.discover()}
-    assert found["dist-c"].problem is None
-    for name in ("dist-a", "dist-b"):
-        assert "claimed by dist-a 1.2 and dist-b 3" in (found[name].problem or "")
-        assert found[name].state == "invalid"
-
-
-def test_names_that_differ_by_their_dashes_clash_too(site: Site) -> None:
-    site.package("shop_a", name="shop-watch")
-    site.package("shop_b", name="shop-watch")
-    site.distribution("dist-a", {"shop-watch": "shop_a:plugin.yaml"})
-    site.distribution("dist-b", {"shop_watch": "shop_b:plugin.yaml"})
-    assert ["claimed by" in (f.problem or "") for f in site.discover()] == [True, True]
+def test_all_who_claim_a_name_are_found(site: Site) -> None:
+    for package in ("shop_a", "shop_b"):
+        site.package(package, name="shop-watch")
+        site.distribution(package, {"shop-watch": f"{package}:plugin.yaml"})
+    assert [(f.distribution, f.name, f.problem) for f in site.discover()] == [
+        ("shop_a", "shop-watch", None),
+        ("shop_b", "shop-watch", None),
+    ]
 
 
 def test_of_two_copies_of_a_distribution_the_first_on_the_path_counts(site: Site, tmp_path: Path) -> None:
@@ -347,3 +336,29 @@ def test_an_egg_info_beside_linked_sources_does_not_stand_before_the_installatio
     site.distribution("shop", {"shop": "shop_watch:plugin.yaml"}, version="2", files=("shop.pth",))
     (found,) = discover([str(checkout.path), str(site.path)])
     assert (found.version, found.directory, found.problem) == ("2", folder, None)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("RECORD", b"\xff,,\n"),
+        ("RECORD", b"shop_watch/__init__.py,sha256=x,many\n"),
+        ("RECORD", b"a,b,c,d\n"),
+        ("METADATA", b"Name: shop\nVersion: 1.2\nAuthor: M\xfcller\n"),
+    ],
+)
+def test_garbled_metadata_of_one_are_no_trouble_of_the_others(site: Site, file: str, content: bytes) -> None:
+    for name in ("shop", "till"):
+        site.package(f"{name}_watch", name=name)
+        site.distribution(name, {name: f"{name}_watch:plugin.yaml"})
+    (site.path / "shop-1.2.dist-info" / file).write_bytes(content)
+    assert [(f.name, f.version, f.problem) for f in site.discover()] == [("shop", "1.2", None), ("till", "1.2", None)]
+    dependencies = Dependencies([str(site.path)])
+    assert [dependencies.changed(each) for each in site.discover()] == [(), ()]
+
+
+@pytest.mark.parametrize("value", ["shop_watch:plugin\0.yaml", "shop_watch:plugin.yaml"])
+def test_what_python_itself_refuses_to_read_is_a_problem_of_one(site: Site, value: str) -> None:
+    site.package("shop_watch", YAML.format(name="shop", package="shop_watch") + f"x-large: {'9' * 5000}\n")
+    site.distribution("shop", {"shop": value})
+    assert site.only().state == "invalid"

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from analytics_core.config import Plugins, Settings
+from analytics_core.host.code.fingerprint import read_copy
 from analytics_core.host.installed.admission import idle_patterns
 from analytics_core.host.installed.discovery import Found, discover
 from analytics_core.host.installed.provenance import (
@@ -271,7 +272,7 @@ def test_added_and_removed_distributions(site: Locked) -> None:
     gone, new = site.choice("shop"), site.choice("till")
     assert gone.state == "unresolved"
     assert "has dist-shop 1.0, which is not installed; install it, or" in gone.reason
-    assert (new.state, new.accepted) == ("invalid", False)
+    assert (new.state, new.verdict.standing) == ("invalid", "unaccepted")
     assert new.reason == f"dist-till 1.0 is not in {site.lock}; accept it with 'analytics plugins lock dist-till'"
 
 
@@ -312,6 +313,94 @@ def test_a_row_without_a_hash_is_no_proof(site: Locked) -> None:
     (home / "extra.py").write_text("")
     (site.info("shop") / "RECORD").open("a").write("shop/extra.py,,\n")
     assert "extra.py has no hash that counts" in installed(site.found())["dist-shop"].altered[0]
+
+
+def test_a_manifest_that_the_record_does_not_list_is_an_alteration(site: Locked) -> None:
+    """Anybody may have laid it there, and it says what runs and how."""
+    home = site.wheel("shop", manifest=None)
+    site.write()
+    (home / "plugin.yaml").write_text("kind: plugin\nmanifest: 1\nname: shop\nentry: shop:Plugin\nhooks: [process]\n")
+    (found,) = site.drifts()
+    assert "shop/plugin.yaml is not listed" in found.reason
+    assert site.choice("shop").state == "invalid"
+
+
+@pytest.mark.parametrize("prepare", ["wheel", "editable"])
+def test_what_is_read_after_the_comparison_has_to_be_what_was_compared(site: Locked, prepare: str) -> None:
+    home = site.wheel("shop")
+    (home / "inner").mkdir()
+    (home / "inner" / "more.py").write_text("a = 1\n")
+    (site.editable if prepare == "editable" else site.record)("shop")
+    site.write()
+    choice = site.choice("shop")
+    assert choice.found is not None
+    assert choice.confirmed(read_copy(choice.found).files).state == "discovered"
+    (home / "inner" / "more.py").write_text("a = 2\n")
+    late = choice.confirmed(read_copy(choice.found).files)
+    assert (late.state, late.reason.partition(" was changed while")[0]) == ("invalid", "inner/more.py")
+    assert choice.confirmed([("new.py", b"")]).state == "invalid"
+    assert choice.confirmed(None).state == "invalid"
+    assert site.choice("shop", Settings()).confirmed(None).state == "discovered", "without locked nothing is compared"
+
+
+# --- claims on one name
+
+
+@pytest.mark.parametrize("other", ["shop", "Shop"])
+def test_of_two_that_may_both_run_neither_has_the_name(site: Locked, other: str) -> None:
+    site.plugin("shop", distribution="one")
+    site.plugin(other, distribution="two", version="3")
+    (choice,) = choose(site.found(), Settings(), Deployment())
+    assert choice.state == "invalid"
+    assert "is claimed by one 1.0 and two 3; uninstall, rename or deny one of them" in choice.reason
+
+
+def test_one_that_is_kept_out_has_no_power_over_a_name(site: Locked) -> None:
+    site.plugin("shop", distribution="one")
+    site.plugin("shop", distribution="two", **GUARD)
+    for lists in (Plugins(deny=("one",)), Plugins(allow=("two",))):
+        (choice,) = choose(site.found(), Settings(plugins=lists), Deployment())
+        assert choice.found is not None
+        assert (choice.state, choice.found.distribution, choice.guards) == ("discovered", "two", True)
+    (choice,) = choose(site.found(), Settings(plugins=Plugins(deny=("two",))), Deployment())
+    assert (choice.state, choice.guards) == ("discovered", False)
+    (choice,) = choose(site.found(), Settings(plugins=Plugins(deny=("one", "two"))), Deployment())
+    assert (choice.state, choice.guards) == ("disabled", False)
+
+
+def test_under_a_lock_the_name_is_that_of_the_accepted_distribution(site: Locked) -> None:
+    site.plugin("shop", distribution="one")
+    site.write()
+    site.plugin("shop", distribution="another")
+    assert site.choice("shop").state == "discovered"
+    (site.path / "shop_one" / "more.py").touch()
+    altered = site.choice("shop")
+    assert (altered.state, altered.reason) == ("invalid", site.drifts()[1].reason)
+    assert "has one 1.0" in altered.reason
+
+
+def test_why_shows_who_claims_a_name_without_a_say(site: Locked) -> None:
+    site.plugin("shop", distribution="one")
+    site.plugin("shop", distribution="two")
+    told = site.json("why", "two", *NOBODY, PLUGINS_DENY="two")
+    assert (told["name"], told["runs"]) == ("shop", True)
+    assert [(one["distribution"], one["kept_out"]) for one in told["holders"]] == [
+        ("one", ""),
+        ("two", "plugins.deny (PLUGINS_DENY) has 'two'"),
+    ]
+    shown = site.run("why", "shop", *NOBODY, PLUGINS_DENY="two").stdout
+    assert "shop_two, which has no say in it: plugins.deny (PLUGINS_DENY) has 'two'\n" in shown
+
+
+def test_the_doctor_runs_no_code_of_what_is_kept_out(site: Locked) -> None:
+    site.plugin("shop", f"open({str(site.path / 'ran')!r}, 'w')")
+    for environ, step in (({"PLUGINS_DENY": "shop"}, []), ({"PLUGINS_LOCKED": "true"}, ["installation"])):
+        site.write() if not step else site.lock.write_text("lock: 1\n")
+        (told,) = site.json("doctor", "shop", **environ)["plugins"]
+        assert [problem["step"] for problem in told["problems"]] == step
+        assert told["kept_out"]
+        assert f"none of its code was run: {told['kept_out']}" in site.run("doctor", "shop", **environ).stdout
+    assert not (site.path / "ran").exists()
 
 
 # --- the command

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+import json
+from typing import Any, Final
 
 import click
 
 from analytics_core.cli.lazy import LazyGroup
+from analytics_core.errors import AnalyticsError
 
 _COMMANDS: Final = {
     "list": (
@@ -36,6 +38,20 @@ _COMMANDS: Final = {
 }
 
 
-@click.group("plugins", cls=LazyGroup, package=__name__, modules=_COMMANDS)
+class PluginCommands(LazyGroup):
+    """With ``--json`` a command that fails says so on the standard output as well: ``{"error": "..."}``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        as_json = "--json" in ctx.args
+        try:
+            return super().invoke(ctx)
+        except (AnalyticsError, click.ClickException) as error:
+            if as_json:
+                text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+                click.echo(json.dumps({"error": text}, indent=2, ensure_ascii=False))
+            raise
+
+
+@click.group("plugins", cls=PluginCommands, package=__name__, modules=_COMMANDS)
 def command() -> None:
     """What is installed, and how it does."""

@@ -18,6 +18,8 @@ from analytics_core.config import Settings
 from analytics_core.errors import AnalyticsError, ConfigError, NoServerError, ServerRefusedError, near
 
 _SECONDS: Final = 2.0
+_LISTING: Final = "/api/v1/plugins"
+"""What every analytics server has."""
 _SHOWN: Final = 200
 _KEY_OPTION: Final = "with --api-key or ANALYTICS_API_KEY"
 
@@ -48,7 +50,7 @@ class Server:
 
     def plugins(self) -> list[dict[str, Any]]:
         """The server's own view, in the shape of GET /api/v1/plugins. Raises as `ask` does."""
-        found = self.ask("GET", "/api/v1/plugins", _SECONDS)
+        found = self.ask("GET", _LISTING, _SECONDS)
         try:
             return msgspec.convert(found, _Listing).plugins
         except msgspec.MsgspecError as error:
@@ -88,7 +90,7 @@ class Server:
         finally:
             connection.close()
         if not 200 <= status < 300:
-            raise ServerRefusedError(self.url, status, _said(answer), self._advice(status))
+            raise ServerRefusedError(self.url, status, _said(answer), self._advice(status, path))
         try:
             return msgspec.json.decode(answer, type=dict[str, Any])
         except msgspec.MsgspecError as error:
@@ -99,12 +101,12 @@ class Server:
             raise ConfigError("--api-key", f"has characters that no key has; name it in one line {_KEY_OPTION}")
         return {"X-API-Key": self._key.encode()} if self._key else {}
 
-    def _advice(self, status: int) -> str:
+    def _advice(self, status: int, path: str) -> str:
         known = "one that the server knows" if self._key else "a key"
         return {
             401: f"name {known} {_KEY_OPTION}",
             403: f"name the key of an operator {_KEY_OPTION}",
-            404: "name the address of an analytics server with --url",
+            404: "name the address of an analytics server with --url" if path == _LISTING else "",
         }.get(status, "")
 
     def _foreign(self, error: Exception) -> AnalyticsError:

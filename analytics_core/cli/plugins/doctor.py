@@ -38,7 +38,7 @@ def command(ctx: click.Context, names: tuple[str, ...], as_json: bool, seconds: 
     Every installed plugin, or those named: its code is imported, its hooks are checked as the host checks them, and an
     instance is set up with its settings and torn down. Shown are whole tracebacks, Python's warnings, what it prints,
     heavy imports, and the threads, files and processes that it leaves behind. Its setup really runs: it may connect
-    to what its settings name.
+    to what its settings name. Of a plugin that the lists or the lock keep out no code is run.
 
     The exit code is 1 when any plugin has a problem.
     """
@@ -73,6 +73,8 @@ def _show(seen: Examination) -> None:
 
 def _notes(seen: Examination) -> Iterator[str]:
     """What is no problem yet."""
+    if seen.kept_out:
+        yield f"none of its code was run: {seen.kept_out}"
     own = [warning for warning in seen.warnings if warning.own]
     foreign = [warning for warning in seen.warnings if not warning.own]
     for warning in [*own, *foreign[:_FOREIGN_WARNINGS]]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +15,7 @@ from rich.text import Text
 from analytics_core.cli.options import manifests_option, settings
 from analytics_core.cli.plugins.asking import show_json
 from analytics_core.host.examining.installing import Asked, Plan, install, own_dependencies, plan
-from analytics_core.host.examining.judging import judge
+from analytics_core.host.examining.judging import claimants, judge
 from analytics_core.host.installed.selection import Choice
 
 _STYLES: Final = {"install": "green", "upgrade": "green", "downgrade": "yellow", "reinstall": "yellow"}
@@ -54,18 +53,13 @@ def command(
     is shown first; it is refused, with exit code 1, when the host itself or anything that it requires would change.
     A running server takes in what was installed by itself.
     """
-    if not names and not editable:
-        raise click.UsageError("name what to install: NAME, or -e PATH")
-    for name in names:
-        if name.startswith("-"):
-            raise click.UsageError(
-                f"{name!r} is no requirement; options of pip that are not listed here cannot be given"
-            )
-    if as_json and not (yes or dry_run):
-        raise click.UsageError("--json cannot ask; add --yes or --dry-run")
-    configured = settings(manifests)  # first: what is wrong with them is known before anything is installed
+    _check(names, editable, asks=not (yes or dry_run), as_json=as_json)
+    configured = settings(manifests)
+    judge(configured, os.environ)  # what is wrong with the manifests is said before anything is installed
     asked = Asked(names, editable, tuple(_options(told)))
     own = own_dependencies()
+    if not as_json:
+        click.echo("asking pip what it would do", err=True)
     planned = plan(asked, own)
     if not as_json:
         _show(planned)
@@ -81,6 +75,16 @@ def command(
     elif carried_out:
         _show_brought(brought)
     ctx.exit(1 if planned.refusals else 0)
+
+
+def _check(names: tuple[str, ...], editable: tuple[str, ...], *, asks: bool, as_json: bool) -> None:
+    """:raises UsageError: for what cannot be asked for."""
+    if not names and not editable:
+        raise click.UsageError("name what to install: NAME, or -e PATH")
+    if option := next((name for name in names if name.startswith("-")), ""):
+        raise click.UsageError(f"{option!r} is no requirement; options of pip that are not listed here cannot be given")
+    if as_json and asks:
+        raise click.UsageError("--json cannot ask; add --yes or --dry-run")
 
 
 def _options(told: dict[str, Any]) -> Iterator[str]:
@@ -113,9 +117,9 @@ def _show(planned: Plan) -> None:
 
 
 def _brought(planned: Plan, choices: list[Choice]) -> list[Choice]:
-    """The plugins of what was installed, as they are to run."""
+    """The plugins whose names are claimed by what was installed, as they are to run."""
     changed = {change.distribution for change in planned.changes}
-    return [each for each in choices if each.found and canonicalize_name(each.found.distribution) in changed]
+    return [each for each in choices if not changed.isdisjoint(claimants(each))]
 
 
 def _show_brought(brought: list[Choice]) -> None:

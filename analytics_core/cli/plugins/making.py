@@ -38,7 +38,7 @@ class Names:
         self.package = name.replace("-", "_")
         self.title = " ".join(name.split("-")).capitalize()
         words = "".join(part.capitalize() for part in name.split("-"))
-        self.class_name = f"{words}Plugin" if words in analytics_core.__all__ else words
+        self.class_name = f"{words}Plugin" if words in (*analytics_core.__all__, *_TESTING) else words
 
 
 def plugin_files(name: str, hooks: Sequence[str]) -> dict[str, str]:
@@ -71,7 +71,7 @@ def write(folder: Path, texts: dict[str, str]) -> None:
     """
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise NewPluginError(f"{folder} is there and not empty; nothing was written; name another with --folder")
+            raise NewPluginError(f"{folder} is there and no empty folder; nothing was written; name one with --folder")
         for path, text in texts.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text, "utf-8")

@@ -76,6 +76,7 @@ def _show(told: Explanation, asked: str) -> None:
             click.echo(f"  {line}")
     for holder in told.holders:
         where = f" in {holder.directory}" if holder.directory else ""
-        click.echo(f"  {holder.distribution} {holder.version}{where}")
+        kept_out = f", which has no say in it: {holder.kept_out}" if holder.kept_out else ""
+        click.echo(f"  {holder.distribution} {holder.version}{where}{kept_out}")
     asked_whom = f"no server answers at {asked}: this is what one would do" if by_itself else f"as {asked} sees it"
     click.echo(asked_whom, err=True)

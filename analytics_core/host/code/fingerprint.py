@@ -33,6 +33,14 @@ class Copy(Struct, frozen=True):
     sources: dict[str, Module] | None
     fingerprint: str
 
+    @property
+    def files(self) -> list[tuple[str, bytes]] | None:
+        """Its sources by their paths in the package."""
+        if self.sources is None:
+            return None
+        found = [(module.file, module.source) for module in self.sources.values() if module.file is not None]
+        return [(file.relative_to(self.found.directory).as_posix(), source) for file, source in found]
+
 
 def read_copy(found: Found) -> Copy:
     """What cannot be read goes into the fingerprint as the problem that it is; nothing is raised."""

@@ -116,8 +116,10 @@ def _of_code(found: Found, site: Path, project: Path | None, seconds: float) -> 
         took = seen.seconds.get("import", 0.0)
         return Check(ok=True, what="hooks", text=f"loaded in {took:.2f} s; they fit the specification and plugin.yaml")
     problem = seen.problems[0]
-    advice = "analytics_core/hookspecs.py has every hook with its arguments"
-    if "ModuleNotFoundError" in problem.text:
+    advice = "'analytics plugins doctor' shows it as it is installed, with all that it prints"
+    if problem.step == "hooks":
+        advice = "analytics_core/hookspecs.py has every hook with its arguments"
+    elif "ModuleNotFoundError" in problem.text:
         advice = "install what it depends on beside it, or name it under 'dependencies' and take it into the wheel"
     return Check(ok=False, what=problem.step, text=problem.text, advice=advice, trace=problem.trace)
 

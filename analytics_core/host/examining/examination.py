@@ -61,7 +61,8 @@ class Imported(Struct, frozen=True):
 
 
 class Examination(Struct, kw_only=True):
-    """What was found. ``seconds`` by step; ``doing`` is the step under way, empty at the end."""
+    """What was found. ``seconds`` by step; ``doing`` is the step under way, empty at the end. ``kept_out``
+    says why none of its code was run."""
 
     plugin: str
     version: str = ""
@@ -72,6 +73,7 @@ class Examination(Struct, kw_only=True):
     left: list[str] = []
     seconds: dict[str, float] = {}
     printed: str = ""
+    kept_out: str = ""
     doing: Step | Literal[""] = ""
 
 
@@ -92,13 +94,17 @@ class Order(Struct, frozen=True, kw_only=True):
 def examine_choice(
     choice: Choice, deployment: Deployment, others: Sequence[Choice] = (), seconds: float = SECONDS
 ) -> Examination:
-    """Examine one installed plugin under the settings that it has here, whether it is to run or not."""
+    """Examine one installed plugin under the settings that it has here, whether it is to run or not. Of one that the
+    lists or the lock keep out no code is run."""
     problems = []
     if choice.state in _FAULTS:
         step: Step = "settings" if choice.found and choice.state == "unresolved" else "installation"
         problems.append(Problem(step, choice.reason))
-    if choice.manifest is None or choice.found is None or choice.found.problem is not None:
-        return Examination(plugin=choice.name, version=choice.version, state=choice.state, problems=problems)
+    kept_out = choice.verdict.reason
+    if kept_out or choice.manifest is None or choice.found is None or choice.found.problem is not None:
+        return Examination(
+            plugin=choice.name, version=choice.version, state=choice.state, problems=problems, kept_out=kept_out
+        )
     intent = deployment.plugins.get(choice.name, PluginSettingsManifest(name=choice.name))
     try:
         settings: dict[str, Any] | None = checked_settings(choice.manifest, intent.settings)

@@ -19,11 +19,13 @@ from analytics_core.manifest.switching import line_that_disables
 
 
 class Holder(Struct, frozen=True):
-    """A distribution that declares the plugin, and where the sources are; empty when they are nowhere."""
+    """A distribution that declares the plugin, and where the sources are; empty when they are nowhere. ``kept_out``
+    says of what is installed why it has no say in it, if it has none."""
 
     distribution: str
     version: str
     directory: str
+    kept_out: str = ""
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
@@ -76,8 +78,7 @@ def explain_installed(
     choices = judge(settings, environ)
     same = named(name, choices)
     if same:
-        chosen = next((choice for choice in same if choice.state not in RUNS), same[0])
-        return _of_choice(chosen, [choice for choice in same if choice.name == chosen.name])
+        return _of_choice(next((choice for choice in same if choice.state not in RUNS), same[0]))
     if not (reason := undeclared(name)):
         raise NotFoundError("plugin", name, {*(choice.name for choice in choices), *also})
     return Explanation(name=name, runs=False, state="undeclared", reason=reason, source="installed")
@@ -92,21 +93,23 @@ def with_line(told: Explanation, settings: Settings, environ: Mapping[str, str])
     return told
 
 
-def _of_choice(choice: Choice, same: list[Choice]) -> Explanation:
-    found = [each.found for each in same if each.found is not None]
+def _of_choice(choice: Choice) -> Explanation:
+    found = [choice.found] if choice.found is not None else []
+    rivals = (_holder(rival.found, rival.kept_out) for rival in choice.rivals)
     return Explanation(
         name=choice.name,
         runs=choice.state in RUNS,
         state=choice.state,
         reason=choice.reason,
         source="installed",
-        holders=tuple(map(_holder, found)),
+        holders=(*map(_holder, found), *rivals),
         advice=_advice(found),
     )
 
 
-def _holder(found: Found) -> Holder:
-    return Holder(found.distribution, found.version, "" if found.directory == Path() else str(found.directory))
+def _holder(found: Found, kept_out: str = "") -> Holder:
+    directory = "" if found.directory == Path() else str(found.directory)
+    return Holder(found.distribution, found.version, directory, kept_out)
 
 
 def _advice(found: Iterable[Found]) -> str:

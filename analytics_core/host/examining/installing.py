@@ -111,15 +111,12 @@ def plan(asked: Asked, own: Mapping[str, Own]) -> Plan:
     """What pip would do, best without a change of what is the host's ``own``. Nothing is installed, but the build
     backend of a project or source distribution is run.
 
-    :raises PipError: when pip finds no way at all.
+    :raises PipError: when pip finds no way at all; then the host's own are not what is in the way.
     """
     try:
         return _judged(_dry_run(asked, [each.pin for each in own.values()]), own)
-    except PipError as error:
-        try:
-            free = _judged(_dry_run(asked, ()), own)
-        except PipError:
-            raise error from None
+    except PipError:
+        free = _judged(_dry_run(asked, ()), own)
         if not free.refusals:
             raise
         return free

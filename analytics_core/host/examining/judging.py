@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 
 from analytics_core.config import Settings
 from analytics_core.host.health import RUNNING, State
-from analytics_core.host.installed.discovery import GROUP, Found, discover
+from analytics_core.host.installed.discovery import GROUP, Found, discover, headers
 from analytics_core.host.installed.selection import Choice, choose
 from analytics_core.manifest import Deployment, PluginManifest, fit_schema, read_deployment
 
@@ -36,7 +36,13 @@ def named(name: str, choices: Iterable[Choice]) -> list[Choice]:
     """The plugins that are called ``name``, else those of the distribution ``name``; dashes and case are one."""
     wanted, listed = canonicalize_name(name), list(choices)
     same = [choice for choice in listed if canonicalize_name(choice.name) == wanted]
-    return same or [each for each in listed if each.found and canonicalize_name(each.found.distribution) == wanted]
+    return same or [each for each in listed if wanted in claimants(each)]
+
+
+def claimants(choice: Choice) -> set[str]:
+    """The distributions that claim the plugin's name, by their canonical names."""
+    found = [choice.found, *(rival.found for rival in choice.rivals)]
+    return {canonicalize_name(each.distribution) for each in found if each is not None}
 
 
 def undeclared(name: str) -> str:
@@ -44,8 +50,9 @@ def undeclared(name: str) -> str:
     dist = _distribution(name)
     if dist is None:
         return ""
+    told = headers(dist)
     return (
-        f"the distribution {dist.metadata['Name']} {dist.version} is installed and declares no entry point in the "
+        f"the distribution {told['Name']} {told['Version']} is installed and declares no entry point in the "
         f'group {GROUP!r}; add [project.entry-points."{GROUP}"] to its pyproject.toml and install it again'
     )
 

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from msgspec import Struct
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from analytics_core.errors import AnalyticsError
 from analytics_core.host.running.children import end_group, ending, without_secrets
@@ -20,6 +22,8 @@ from analytics_core.host.running.children import end_group, ending, without_secr
 _SECONDS: Final = 600.0
 _SHOWN: Final = 15
 _DEFAULT_REQUIRES: Final = ("setuptools",)
+_WITHOUT_WHEEL: Final = Version("70.1")
+"""The first setuptools that makes a wheel without the distribution ``wheel``."""
 
 
 class WheelError(AnalyticsError):
@@ -47,7 +51,7 @@ def wheel_of(path: Path, folder: Path) -> Wheel:
     if not built:
         raise WheelError("pip has built no wheel")
     if missing:
-        return Wheel(built[0], f"built in isolation, since {', '.join(missing)} is not installed here")
+        return Wheel(built[0], f"built in isolation, since this environment cannot build with {', '.join(missing)}")
     return Wheel(built[0], f"built with {', '.join(needed)} of this environment")
 
 
@@ -126,11 +130,14 @@ def _requires(pyproject: Path) -> list[str]:
 
 
 def _is_met(text: str) -> bool:
-    """Whether this environment meets a requirement."""
+    """Whether this environment meets a requirement, and with it can make a wheel."""
     try:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate():
             return True
-        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+        have = version(requirement.name)
+        if canonicalize_name(requirement.name) == "setuptools" and Version(have) < _WITHOUT_WHEEL:
+            version("wheel")
+        return requirement.specifier.contains(have, prereleases=True)
     except (PackageNotFoundError, ValueError):  # not installed, or nothing that can be compared
         return False

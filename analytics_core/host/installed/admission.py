@@ -4,33 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from packaging.utils import canonicalize_name
 
 from analytics_core.config import Plugins, Settings
+from analytics_core.host.installed.contents import Seal
 from analytics_core.host.installed.discovery import Found
-from analytics_core.host.installed.provenance import Drift, LockError, drift, installed, lock_file, read_lock
+from analytics_core.host.installed.provenance import (
+    Drift,
+    Installed,
+    LockError,
+    drift,
+    installed,
+    lock_file,
+    read_lock,
+)
+
+Standing = Literal[
+    "admitted",  # its code may run
+    "altered",  # in the lock, as another copy; or the lock cannot be used
+    "replaced",  # the lock has its name, of another distribution
+    "unaccepted",  # the lock has neither
+    "unlisted",  # the lists of names keep it out
+]
+"""How a plugin stands with the operator, from the best claim on its name to none."""
+RANK: Final = {standing: rank for rank, standing in enumerate(get_args(Standing))}
 
 
 class Verdict(NamedTuple):
-    """Why the lock keeps a plugin out. One that is ``accepted`` is in the lock, from another distribution or as another
-    copy."""
+    """How a plugin stands, and why; ``reason`` is empty for what is admitted."""
 
-    reason: str
-    accepted: bool
+    standing: Standing
+    reason: str = ""
 
 
 class Gate:
-    """What the lock says of all that is installed; nothing, unless the settings say ``locked``.
+    """What the lists, and under ``locked`` the lock, say of all that is installed.
 
     A lock that cannot be used keeps every plugin out.
     """
 
     def __init__(self, settings: Settings, found: Sequence[Found]) -> None:
+        self._lists = settings.plugins
         self._problem = ""
         self._drifts: dict[str, Drift] = {}
         self._plugins: set[str] = set()
+        self._there: dict[str, Installed] = {}
         if not settings.plugins.locked:
             return
         path = lock_file(settings)
@@ -39,17 +59,27 @@ class Gate:
         except LockError as error:
             self._problem = str(error)
             return
-        self._drifts = {one.distribution: one for one in drift(lock, installed(found), path)}
+        self._there = installed(found)
+        self._drifts = {one.distribution: one for one in drift(lock, self._there, path)}
         self._plugins = {plugin for each in lock.distributions.values() for plugin in each.plugins}
 
-    def verdict(self, found: Found) -> Verdict | None:
-        """Why the plugin may not run; None when it may."""
+    def verdict(self, found: Found) -> Verdict:
+        """Denial comes first."""
+        if reason := unlisted(found.name, found.distribution, self._lists):
+            return Verdict("unlisted", reason)
         if self._problem:
-            return Verdict(self._problem, accepted=True)
+            return Verdict("altered", self._problem)
         one = self._drifts.get(canonicalize_name(found.distribution))
         if one is None:
-            return None
-        return Verdict(one.reason, one.change != "added" or found.name in self._plugins)
+            return Verdict("admitted")
+        if one.change != "added":
+            return Verdict("altered", one.reason)
+        return Verdict("replaced" if found.name in self._plugins else "unaccepted", one.reason)
+
+    def seal(self, found: Found) -> Seal | None:
+        """What the files of the plugin's package were when they were compared with the lock; None without one."""
+        there = self._there.get(canonicalize_name(found.distribution))
+        return there.seals.get(found.package) if there is not None else None
 
     def missing(self) -> Iterator[tuple[str, Drift]]:
         """The plugins of distributions that are locked and not installed."""

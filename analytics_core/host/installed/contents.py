@@ -10,12 +10,13 @@ import csv
 import hashlib
 import os
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
 from analytics_core.host.installed.discovery import Found
 
@@ -39,6 +40,21 @@ class Row(NamedTuple):
     path: str
     digest: str
     size: int | None
+
+
+class Seal(Struct, frozen=True):
+    """What the files of one package were when they were looked at: their digests, as in a `Row`, by their paths
+    relative to the package's directory."""
+
+    digests: dict[str, str]
+
+    def broken(self, files: Iterable[tuple[str, bytes]]) -> Iterator[str]:
+        """Those of ``files``, as (path, content), that were other ones then, or were not there."""
+        for path, content in files:
+            digest = self.digests.get(path, "")
+            algorithm = digest.partition("=")[0]
+            if algorithm not in _ALGORITHMS or _written(hashlib.new(algorithm, content)) != digest:
+                yield path
 
 
 def read_record(info: Path) -> list[Row] | None:
@@ -72,24 +88,38 @@ def record_digest(rows: Iterable[Row]) -> str:
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
-def sources_digest(found: Iterable[Found]) -> str:
-    """``sha256:`` and 64 hex digits over every file of the packages of these plugins, wherever the packages are.
+def record_seal(rows: Iterable[Row], root: Path, found: Found) -> Seal:
+    """By the RECORD of the installation in ``root``."""
+    place = _place(found.directory, root)
+    if place is None:
+        return Seal({})
+    prefix = "" if place == Path() else f"{place.as_posix()}/"
+    return Seal({row.path.removeprefix(prefix): row.digest for row in rows if row.path.startswith(prefix)})
 
-    Hidden, compiled and backup files are left out. A file over 1 MiB that cannot be imported goes in by its size alone.
+
+def source_seal(found: Found) -> Seal:
+    """By every file of the package, wherever it is, but those that are hidden, compiled, or backups. Of a file over
+    1 MiB that cannot be imported the size stands for the digest.
 
     :raises OSError: for a file that cannot be read, or a package that is not there.
     """
+    paths = sorted(_sources(found))
+    return Seal({path.relative_to(found.directory).as_posix(): _source_digest(path) for path in paths})
+
+
+def sources_digest(seals: Mapping[str, Seal]) -> str:
+    """``sha256:`` and 64 hex digits over the seals of packages, by their names."""
     digest = hashlib.sha256()
-    for one in sorted(found, key=lambda each: each.package):
-        for path in sorted(_sources(one)):
-            name = f"{one.package}/{path.relative_to(one.directory).as_posix()}"
-            digest.update(f"{name}\0{_source_digest(path)}\n".encode("utf-8", "surrogateescape"))
+    for package, seal in sorted(seals.items()):
+        for path, of in seal.digests.items():
+            digest.update(f"{package}/{path}\0{of}\n".encode("utf-8", "surrogateescape"))
     return f"sha256:{digest.hexdigest()}"
 
 
 def altered(rows: Sequence[Row], root: Path, found: Iterable[Found], most_bytes: int | None) -> Iterator[str]:
     """How the installation in ``root`` differs from its RECORD: files that were changed or removed, and what could be
-    imported in the packages of its plugins without being listed. At most ``most_bytes`` are read; None reads all."""
+    imported in the packages of its plugins, or is the manifest of one, without being listed. At most ``most_bytes`` are
+    read; None reads all."""
     left = most_bytes
     for row in sorted(rows, key=lambda each: (each.size or 0, each.path)):
         left = None if left is None else left - (row.size or 0)
@@ -98,7 +128,7 @@ def altered(rows: Sequence[Row], root: Path, found: Iterable[Found], most_bytes:
     listed = {row.path for row in rows}
     for one in found:
         place = _place(one.directory, root)
-        for path in sorted(_importable(one)):
+        for path in sorted(_deciding(one)):
             if place is None or (place / path.relative_to(one.directory)).as_posix() not in listed:
                 yield f"{path} is not listed"
 
@@ -124,7 +154,7 @@ def _is_installed_egg(info: Path) -> bool:
 
 def _differs(row: Row, path: Path, *, read: bool) -> str:
     """How the file differs from its row; empty when it does not."""
-    algorithm, _, expected = row.digest.partition("=")
+    algorithm = row.digest.partition("=")[0]
     try:
         if row.size is not None and path.stat().st_size != row.size:
             return "was changed"
@@ -133,12 +163,17 @@ def _differs(row: Row, path: Path, *, read: bool) -> str:
         if algorithm not in _ALGORITHMS:
             return f"has no hash that counts; valid are: {', '.join(sorted(_ALGORITHMS))}"
         with path.open("rb") as file:
-            actual = hashlib.file_digest(file, algorithm).digest()
+            actual = _written(hashlib.file_digest(file, algorithm))
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return "" if urlsafe_b64encode(actual).rstrip(b"=").decode() == expected else "was changed"
+    return "" if actual == row.digest else "was changed"
+
+
+def _written(digest: hashlib._Hash) -> str:
+    """As a RECORD writes it."""
+    return f"{digest.name}={urlsafe_b64encode(digest.digest()).rstrip(b'=').decode()}"
 
 
 def _sources(found: Found) -> Iterator[Path]:
@@ -150,7 +185,10 @@ def _sources(found: Found) -> Iterator[Path]:
     yield from _files(found.directory)
 
 
-def _importable(found: Found) -> Iterator[Path]:
+def _deciding(found: Found) -> Iterator[Path]:
+    """What says what runs: what could be imported, and the manifest."""
+    if found.manifest_file.is_file():
+        yield found.manifest_file
     if found.single:
         yield found.directory / f"{found.package}.py"
     elif found.directory != Path():
@@ -171,4 +209,4 @@ def _source_digest(path: Path) -> str:
     if size > _READ_WHOLE and not path.name.endswith(_IMPORTABLE):
         return f"{size} bytes"
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _written(hashlib.file_digest(file, "sha256"))

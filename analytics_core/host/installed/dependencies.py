@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from email import message_from_string
-from email.message import Message
 from hashlib import blake2b
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import Distribution, MetadataPathFinder, distributions
@@ -21,7 +19,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from analytics_core.host.installed.contents import Row, read_record, record_digest
-from analytics_core.host.installed.discovery import Found, is_installed, linked
+from analytics_core.host.installed.discovery import Found, headers, is_installed, linked
 from analytics_core.host.installed.selection import Isolation
 
 HOST: Final = "analytics-core"
@@ -177,7 +175,7 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
 
 def _read(dist: Distribution, info: Path) -> _Copy | None:
     try:
-        metadata = _headers(dist)
+        metadata = headers(dist)
         if "Name" not in metadata or "Version" not in metadata:  # still being written
             return None
         name, version = metadata["Name"], metadata["Version"]
@@ -187,12 +185,6 @@ def _read(dist: Distribution, info: Path) -> _Copy | None:
         return None
     extras = metadata.get_all("Provides-Extra") or ()
     return _Copy(name, version, roots, tuple(_requirements(told or ())), tuple(extras))
-
-
-def _headers(dist: Distribution) -> Message:
-    """Its metadata without the description, which is most of them."""
-    text = dist.read_text("METADATA") or dist.read_text("PKG-INFO") or dist.read_text("") or ""
-    return message_from_string(text.partition("\n\n")[0])
 
 
 def _requirements(lines: Iterable[str]) -> Iterator[Requirement]:

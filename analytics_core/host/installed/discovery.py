@@ -5,10 +5,13 @@ A distribution declares ``[project.entry-points."analytics_core.plugins"]`` with
 
 from __future__ import annotations
 
+import csv
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from email.message import Message
+from email.parser import HeaderParser
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import Distribution, EntryPoint, MetadataPathFinder, distributions
 from pathlib import Path
@@ -59,13 +62,13 @@ def discover(paths: Sequence[str] | None = None) -> list[Found]:
 
     Nothing is raised for a broken plugin: its `Found` carries the problem. Of several copies of one distribution the
     first on the path counts, as it does for imports. What was installed or removed since the process began is seen;
-    an installation that is under way may be seen in part.
+    an installation that is under way may be seen in part. Several distributions may claim one name.
     """
     importlib.invalidate_caches()  # they go by the time of a directory, which two changes in one tick share
     MetadataPathFinder().invalidate_caches()  # Python 3.11 leaves this one out
     searched = list(sys.path if paths is None else paths)
     found = [_found(declared, searched, hooks=paths is None) for declared in _declared(searched)]
-    return sorted(_without_clashes(found), key=lambda f: (f.name, f.distribution))
+    return sorted(found, key=lambda f: (f.name, f.distribution))
 
 
 class _Declared(NamedTuple):
@@ -81,7 +84,7 @@ def _declared(paths: list[str]) -> Iterator[_Declared]:
         text = _text(dist, "entry_points.txt")
         if GROUP not in text or not is_installed(dist, paths):  # the metadata of the others stays unparsed
             continue
-        metadata = dist.metadata  # parsed anew each time it is asked for
+        metadata = headers(dist)
         if "Name" not in metadata or "Version" not in metadata:  # still being written
             continue
         name, version = metadata["Name"], metadata["Version"]
@@ -122,13 +125,13 @@ def _found(declared: _Declared, paths: list[str], *, hooks: bool) -> Found:
     info = Path(str(getattr(dist, "_path", "")))
     named = file.strip() or "plugin.yaml"
     found = Found(entry.name, distribution, version, package.strip(), Path(), file=named, info=info)
+    if not re.fullmatch(r"\w+(\.\w+)*", found.package) or not file.strip() or not file.isprintable():
+        problem = f"its entry point is {entry.value!r}; valid is 'package:plugin.yaml'"
+        return replace(found, problem=problem, state="invalid")
     try:
-        if not re.fullmatch(r"\w+(\.\w+)*", found.package) or not file.strip():
-            raise _NotFoundError(f"its entry point is {entry.value!r}; valid is 'package:plugin.yaml'")
-        found = replace(found, directory=_expected(found.package, dist))
         directory, single = _directory(found.package, dist, paths, hooks=hooks)
     except _NotFoundError as error:
-        return replace(found, problem=str(error), state="invalid")
+        return replace(found, directory=_expected(found.package, dist), problem=str(error), state="invalid")
     found = replace(found, directory=directory, single=single)
     path = found.manifest_file
     try:
@@ -137,6 +140,8 @@ def _found(declared: _Declared, paths: list[str], *, hooks: bool) -> Found:
         return replace(found, problem=str(error), state="incompatible", guards=_seems_to_guard(path))
     except ManifestError as error:
         return replace(found, problem=str(error), state="invalid", guards=_seems_to_guard(path))
+    except ValueError as error:  # a value or a name that Python itself refuses
+        return replace(found, problem=f"{path} cannot be read: {error}", state="invalid", guards=_seems_to_guard(path))
     return _checked(replace(found, manifest=manifest))
 
 
@@ -145,7 +150,7 @@ def _seems_to_guard(path: Path) -> bool:
     its account events would be stored unmasked, which is worse than a refusal that an operator can end."""
     try:
         text = re.sub(r"(?m)(^|\s)#.*", "", path.read_text("utf-8", "replace"))
-    except OSError:
+    except (OSError, ValueError):
         return False
     return "enrich" in text and re.search(r"on_failure[\"']?\s*:\s*(?![\"']?pass\b)\S", text) is not None
 
@@ -201,14 +206,29 @@ def _top_level(top: str, dist: Distribution, paths: list[str], *, hooks: bool) -
             "; it is an editable install by an import hook, which is seen only by a host that starts after the "
             "installation: restart the host, or build with hatchling, which writes a .pth path"
             if editable
-            else f" in {dist.metadata['Name']}; is it left out of the wheel?"
+            else f" in {headers(dist)['Name']}; is it left out of the wheel?"
         )
     )
 
 
+def headers(dist: Distribution) -> Message:
+    """Its metadata without the description, which is most of them; none while they are not there yet."""
+    info = Path(str(getattr(dist, "_path", "")))
+    for path in (info / "METADATA", info / "PKG-INFO", info):
+        try:
+            return HeaderParser().parsestr(path.read_text("utf-8", "replace").partition("\n\n")[0])
+        except OSError:
+            continue
+    return Message()
+
+
 def linked(dist: Distribution) -> Iterator[Path]:
     """The directories in the ``.pth`` files of a distribution: where an editable install has its sources."""
-    for file in dist.files or ():
+    try:
+        files = dist.files or ()
+    except (OSError, ValueError, TypeError, csv.Error):  # its RECORD is garbled, or still being written
+        return
+    for file in files:
         if file.suffix == ".pth":
             yield from _lines(Path(str(dist.locate_file(file))))
 
@@ -220,20 +240,6 @@ def _lines(file: Path) -> list[Path]:
     except (OSError, ValueError):
         return []
     return [file.parent / line for line in lines if line and not line.startswith(("#", "import ", "import\t"))]
-
-
-def _without_clashes(found: Iterable[Found]) -> Iterator[Found]:
-    """Those that share a name, by the rules of distribution names, all get a problem that names every holder."""
-    by_name: dict[str, list[Found]] = {}
-    for one in found:
-        by_name.setdefault(_normal(one.name), []).append(one)
-    for same in by_name.values():
-        if len(same) == 1:
-            yield same[0]
-            continue
-        holders = " and ".join(sorted(f"{f.distribution} {f.version}" for f in same))
-        problem = f"the plugin name {same[0].name!r} is claimed by {holders}; uninstall or rename one of them"
-        yield from (replace(f, problem=problem, state="invalid") for f in same)
 
 
 def _normal(name: str) -> str:

@@ -19,10 +19,13 @@ from analytics_core.config import Settings
 from analytics_core.errors import AnalyticsError, ConfigError, ManifestError
 from analytics_core.host.installed.contents import (
     VERIFIED_BYTES,
+    Seal,
     altered,
     is_editable,
     read_record,
     record_digest,
+    record_seal,
+    source_seal,
     sources_digest,
 )
 from analytics_core.host.installed.discovery import Found
@@ -71,10 +74,12 @@ class Lock(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Installed(Struct, frozen=True):
-    """What is there of one distribution. ``altered`` lists how its files differ from its own RECORD."""
+    """What is there of one distribution. ``altered`` lists how its files differ from its own RECORD; ``seals`` say what
+    the files of its plugins' packages were meanwhile."""
 
     locked: Locked
     altered: tuple[str, ...] = ()
+    seals: dict[str, Seal] = {}
 
 
 class Drift(Struct, frozen=True):
@@ -196,11 +201,13 @@ def _installed(same: Sequence[Found], most_bytes: int | None) -> Installed:
     rows = None if editable else read_record(info)
     if rows is not None:
         problems = tuple(altered(rows, info.parent, same, most_bytes))
-        return Installed(Locked(version, plugins, record=record_digest(rows)), problems)
+        seals = {one.package: record_seal(rows, info.parent, one) for one in same}
+        return Installed(Locked(version, plugins, record=record_digest(rows)), problems, seals)
     try:
-        return Installed(Locked(version, plugins, editable, sources=sources_digest(same)))
+        seals = {one.package: source_seal(one) for one in same}
     except OSError as error:
         return Installed(Locked(version, plugins, editable), (f"its sources cannot be read: {error}",))
+    return Installed(Locked(version, plugins, editable, sources=sources_digest(seals)), seals=seals)
 
 
 def _alteration(name: str, now: Installed) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from msgspec import Struct
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from analytics_core.config import Settings
 from analytics_core.errors import ClashError, PluginSettingsError, near
 from analytics_core.host.health import State
-from analytics_core.host.installed.admission import Gate, unlisted
+from analytics_core.host.installed.admission import RANK, Gate, Verdict, unlisted
+from analytics_core.host.installed.contents import Seal
 from analytics_core.host.installed.discovery import Found
 from analytics_core.manifest import Deployment, Limits, PluginManifest, PluginSettingsManifest, checked_settings
 
@@ -20,9 +22,17 @@ Isolation = Literal["thread", "process"]
 _UNDECLARED: Final = PluginSettingsManifest(name="undeclared")
 
 
+class Rival(NamedTuple):
+    """Another distribution that claims a plugin's name, and why it has no say in it; empty when it has as much as the
+    plugin's own, so that neither runs."""
+
+    found: Found
+    kept_out: str
+
+
 class Choice(Struct, frozen=True, kw_only=True):
-    """What is to become of one plugin. ``state`` is ``discovered`` when it is to run, else where it ends. One that is
-    not ``accepted`` is installed, and the lock does not have it."""
+    """What is to become of one plugin. ``state`` is ``discovered`` when it is to run, else where it ends. Of one that
+    the ``verdict`` keeps out no code is to be run at all. With a ``seal`` it may run of just these files."""
 
     name: str
     version: str = ""
@@ -33,13 +43,15 @@ class Choice(Struct, frozen=True, kw_only=True):
     isolation: Isolation = "process"
     settings: dict[str, Any] = {}
     limits: Limits = Limits()
-    accepted: bool = True
+    verdict: Verdict = Verdict("admitted")
+    seal: Seal | None = None
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def guards(self) -> bool:
         """Whether no event may be stored without its ``enrich``, whatever has become of it. Only the operator, who
         disables it or has not accepted it, says otherwise."""
-        if self.state == "disabled" or not self.accepted:
+        if self.state == "disabled" or self.verdict.standing == "unaccepted":
             return False
         if self.manifest is None:
             return self.found is not None and self.found.guards
@@ -52,6 +64,19 @@ class Choice(Struct, frozen=True, kw_only=True):
     def ends(self, state: State, reason: str) -> Choice:
         return _changed(self, state=state, reason=reason)
 
+    def confirmed(self, sources: Iterable[tuple[str, bytes]] | None) -> Choice:
+        """The same, unless the lock speaks of other files than those of which it would run: ``sources`` are all of them
+        by their paths in the package, None when they cannot be read."""
+        if self.seal is None or self.state != "discovered":
+            return self
+        if sources is None:
+            return self.ends("invalid", "its files cannot be read just now, as if they were being installed")
+        if broken := next(self.seal.broken(sources), ""):
+            return self.ends(
+                "invalid", f"{broken} was changed while it was compared with the lock; it is looked at again"
+            )
+        return self
+
 
 def choose(
     found: Sequence[Found],
@@ -59,36 +84,42 @@ def choose(
     deployment: Deployment,
     screen: Callable[[Sequence[Choice]], Sequence[Choice]] = lambda choices: choices,
 ) -> list[Choice]:
-    """A choice for each installed plugin, and for each that the operator names but nobody provides; sorted by name.
+    """A choice for each installed plugin, and for each that the operator names but nobody provides; sorted by name, of
+    which no two are one by the rules of distribution names.
 
     ``screen`` may end some of those that the operator and their authors would let run, before others require them.
     Reads the lock, and the files that it speaks of, when the settings say ``locked``.
     """
     gate = Gate(settings, found)
-    installed = screen([_judged(one, settings, deployment, gate) for one in found])
+    installed = screen(list(map(_settled, _by_name(_judged(one, settings, deployment, gate) for one in found))))
     known = {choice.name for choice in installed}
     missing = {name: _missing(name, who, known) for name, who in _named(settings, deployment)}
     for name, drift in gate.missing():
         if not _disabled(name, drift.distribution, settings, deployment):
             missing[name] = Choice(name=name, state="unresolved", reason=drift.reason)
     absent = [choice for name, choice in missing.items() if name not in known]
-    unclashed = _without_clashes(installed)
-    return sorted([*_with_requirements(unclashed), *absent], key=lambda choice: choice.name)
+    return sorted([*_with_requirements(_without_clashes(installed)), *absent], key=lambda choice: choice.name)
 
 
 def _judged(found: Found, settings: Settings, deployment: Deployment, gate: Gate) -> Choice:
     manifest = found.manifest
     intent = deployment.plugins.get(found.name, _UNDECLARED)
     isolation = intent.isolation or (manifest.isolation if manifest is not None else "process")
-    choice = Choice(name=found.name, version=found.version, found=found, manifest=manifest, isolation=isolation)
+    verdict = gate.verdict(found)
+    choice = Choice(
+        name=found.name,
+        version=found.version,
+        found=found,
+        manifest=manifest,
+        isolation=isolation,
+        verdict=verdict,
+        seal=gate.seal(found),
+    )
     if reason := _disabled(found.name, found.distribution, settings, deployment):
         return choice.ends("disabled", reason)
-    verdict = gate.verdict(found)
-    if verdict is not None:
-        choice = _changed(choice, accepted=verdict.accepted)
     if manifest is None or found.problem is not None:
         return choice.ends(found.state, found.problem or "its manifest was not read")
-    if verdict is not None:
+    if verdict.reason:
         return choice.ends("invalid", verdict.reason)
     try:
         checked = checked_settings(manifest, intent.settings)
@@ -99,6 +130,26 @@ def _judged(found: Found, settings: Settings, deployment: Deployment, gate: Gate
         settings=checked,
         limits=_limits(intent.limits, manifest.limits),
     )
+
+
+def _by_name(choices: Iterable[Choice]) -> Iterable[list[Choice]]:
+    named: dict[str, list[Choice]] = {}
+    for choice in choices:
+        named.setdefault(canonicalize_name(choice.name), []).append(choice)
+    return named.values()
+
+
+def _settled(same: list[Choice]) -> Choice:
+    """One choice of all that claim a name. The one with the best standing has it; of several such ones, none."""
+    first, *others = sorted(same, key=lambda choice: (RANK[choice.verdict.standing], not choice.guards))
+    tied = [choice for choice in same if choice.verdict.standing == first.verdict.standing]
+    rivals = [Rival(other.found, "" if other in tied else other.verdict.reason) for other in others if other.found]
+    settled = _changed(first, rivals=tuple(rivals))
+    if len(tied) == 1 or first.state == "disabled":
+        return settled
+    holders = " and ".join(sorted(f"{each.found.distribution} {each.version}" for each in tied if each.found))
+    problem = f"the plugin name {first.name!r} is claimed by {holders}; uninstall, rename or deny one of them"
+    return settled.ends("invalid", problem)
 
 
 def _disabled(name: str, distribution: str, settings: Settings, deployment: Deployment) -> str:

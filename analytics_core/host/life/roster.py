@@ -13,7 +13,7 @@ from typing import Final, Protocol
 import msgspec
 import structlog
 
-from analytics_core.errors import NotFoundError
+from analytics_core.errors import NotFoundError, PluginUnavailableError
 from analytics_core.host.code.fingerprint import Copy, read_copy
 from analytics_core.host.health import Health, Transition
 from analytics_core.host.installed.selection import Choice, meets
@@ -134,8 +134,7 @@ class Roster:
             member = self._members.get(name)
             if member is None or member.life is None or name not in choices:
                 raise NotFoundError("running plugin", name, self.lives())
-            choice = choices[name]
-            copy = _copy(choice)
+            choice, copy = _read(choices[name])
             if choice.state != "discovered" or copy is None:
                 self._apply(choice, choices)
                 outcome: Outcome = "rolled_back" if member.runs else "failed"
@@ -143,11 +142,17 @@ class Roster:
             return self._succeed(member, choice, copy)
 
     def hand_over(self, name: str, runtime: Runtime, handover: Handover) -> Future[ReloadReceipt]:
-        """Bring in a generation that has run beside the present one. :raises NotFoundError: for what is not to run."""
+        """Bring in a generation that has run beside the present one.
+
+        :raises NotFoundError: for what is not to run.
+        :raises PluginUnavailableError: while a change is under way: it would undo that.
+        """
         with self._changing:
             member = self._members.get(name)
             if member is None or member.life is None:
                 raise NotFoundError("running plugin", name, self.lives())
+            if member.life.succession.busy:
+                raise PluginUnavailableError(name, "is being changed just now")
             change = Change(runtime, "side_by_side", self._came_in, partial(self._receipt, member), handover)
             member.life.succession.ask(change)
             return change.receipt
@@ -161,8 +166,14 @@ class Roster:
             if member.copy is None or member.life.succession.busy:  # who goes on to block is blamed again
                 return
             self._apart[name] = reason
-            member.life.standing.note = f"in a process of its own, since it {reason}"
-            self._succeed(member, self._set_apart(member.choice), member.copy)
+            standing = member.life.standing
+            standing.note = f"in a process of its own, since it {reason}"
+
+            def came_to(asked: Future[ReloadReceipt]) -> None:
+                if asked.result().outcome in ("rolled_back", "restart_required"):
+                    standing.note = ""  # it stays where it was
+
+            self._succeed(member, self._set_apart(member.choice), member.copy).add_done_callback(came_to)
 
     def close(self, seconds: float) -> None:
         """Wait for those that were removed earlier, at most so long in all."""
@@ -185,7 +196,7 @@ class Roster:
         member = self._members.get(choice.name)
         if member is None:
             member = self._members[choice.name] = Member(choice, Health(choice.name, self._observe))
-        copy = _copy(choice)
+        choice, copy = _read(choice)
         member.choice, member.copy = choice, copy
         member.latest = choice
         member.identity = self._identity(choice, copy)
@@ -199,7 +210,7 @@ class Roster:
             self._add(choice)
             self._told(self._members[choice.name])
             return True
-        copy = _copy(choice)
+        choice, copy = _read(choice)
         identity = self._identity(choice, copy)
         if identity == member.identity or self._waits(member, choice, choices):
             return False
@@ -302,5 +313,9 @@ def _settled(receipt: ReloadReceipt) -> Future[ReloadReceipt]:
     return future
 
 
-def _copy(choice: Choice) -> Copy | None:
-    return read_copy(choice.found) if choice.found is not None else None
+def _read(choice: Choice) -> tuple[Choice, Copy | None]:
+    """What is on the disk now, and the choice with the say of its lock about just that."""
+    if choice.found is None:
+        return choice, None
+    copy = read_copy(choice.found)
+    return choice.confirmed(copy.files), copy
