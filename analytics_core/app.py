@@ -144,10 +144,10 @@ async def open_services(
     host = await _host(settings, deployment, store, stack)
     writer = _store_writer(settings, declarations, store, stack, on_fatal)
     live_metrics = _live_metrics(declarations, store, stack)
-    intake = Intake(settings.intake, log, dedup, host)
+    intake = Intake(settings.intake, log, dedup, host.calls)
     intake.start()
     stack.push_async_callback(intake.stop)
-    submissions = Submissions(intake.accept_events, host, state)
+    submissions = Submissions(intake.accept_events, host.calls, host.views, state)
     stack.push_async_callback(submissions.close)
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     stack.callback(live.close)
@@ -164,7 +164,7 @@ async def open_services(
         caretaker=Caretaker(host, settings, environ, reloader.look),
         lanes=lambda: [writer.view(), live_metrics.view(), *host.lanes()],
         history=history,
-        analyses=Analyses(host, history, lambda: declarations.now.metrics),
+        analyses=Analyses(host.calls, history, lambda: declarations.now.metrics),
         submissions=submissions,
         state=state,
         live=live,

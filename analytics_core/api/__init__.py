@@ -89,7 +89,7 @@ def build(services: Services) -> web.Application:
         answer = preflight(request)
         if answer is not None:
             return answer
-        plugin = services.host.route(request.method, request.path)
+        plugin = services.host.calls.route(request.method, request.path)
         if plugin is not None:
             return await ingest.plugin_route(services, authenticator, plugin)(request)
         assert request.match_info.http_exception is not None

@@ -122,13 +122,13 @@ async def _adapt(request: web.Request, services: Services, identity: Identity, p
         tenant=identity.tenant,
     )
     try:
-        events = await services.host.ingest(plugin, asked)
+        events = await services.host.calls.ingest(plugin, asked)
     except HookFailedError as failure:
         if isinstance(failure.__cause__, ValueError):  # how an adapter says that the client is wrong
             raise MalformedBodyError(str(failure.__cause__)) from failure
         raise
     outcome = await _store(events, services, identity, plugin)
-    answer = await services.host.reply(plugin, asked, outcome)
+    answer = await services.host.calls.reply(plugin, asked, outcome)
     return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
 

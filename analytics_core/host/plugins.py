@@ -6,23 +6,22 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as NotYet
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import structlog
 
 from analytics_core.bus import Bus
 from analytics_core.config import Settings
-from analytics_core.errors import HookFailedError, MalformedBodyError, NotFoundError, PluginUnavailableError
-from analytics_core.events import Event, EventBatch
+from analytics_core.errors import PluginUnavailableError
+from analytics_core.host.calls import Calls
 from analytics_core.host.code.fingerprint import places
 from analytics_core.host.code.threads import on_own_thread
-from analytics_core.host.enrichment import Enricher, Enrichers, Mask
-from analytics_core.host.health import FINAL, RUNNING, State, Transition
+from analytics_core.host.health import Transition
 from analytics_core.host.installed.discovery import Found, discover
 from analytics_core.host.installed.provenance import lock_file
 from analytics_core.host.installed.selection import Choice, choose
@@ -35,14 +34,12 @@ from analytics_core.host.life.roster import Roster
 from analytics_core.host.life.supervise import TICK_SECONDS, Life
 from analytics_core.host.life.workshop import Workshop
 from analytics_core.host.replaying.original import RunningPlugin, running_plugin
-from analytics_core.host.running.runtime import Runtime
-from analytics_core.host.views import AnalysisSpec, PluginView, analyses_of, announce, plugin_view, record
+from analytics_core.host.views import PluginView, announce, plugin_view, record
 from analytics_core.lake import EventStore
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.fold import Backlog
 from analytics_core.log import EventLog
 from analytics_core.manifest import Deployment
-from analytics_core.records import Answer, Enrichment, Outcome, ProcessResult, Question, Reply, Request
 from analytics_core.state import StateStore
 
 SWITCH_SECONDS: Final = 0.0001
@@ -57,7 +54,7 @@ _log = structlog.get_logger(__name__)
 
 
 class PluginHost:
-    """Finds, starts, watches and calls the plugins. Lives on one event loop; `start` and `close` frame it.
+    """Finds, starts and watches the plugins; `calls` calls them. Lives on one event loop; `start` and `close` frame it.
 
     ``on_commit`` is told each position that a lane has made durable. ``backlog`` reads what the log has trimmed, for a
     lane that is further behind; by default from ``store``. ``find`` and ``restarts`` are there to be other than theirs.
@@ -95,10 +92,9 @@ class PluginHost:
             on_commit=on_commit,
         )
         self._roster = Roster(
-            self._choose, workshop, self._observed, lambda receipt: record(receipt, state), self._enlist
+            self._choose, workshop, self._observed, lambda receipt: record(receipt, state), lambda: self.calls.enlist()
         )
-        self._enrichers = Enrichers(settings.intake.enrich_seconds)
-        self._enlisting = threading.Lock()
+        self.calls = Calls(self._roster, settings.intake.enrich_seconds)
         self._changed = threading.Event()
         self._moved = threading.Condition()
         self._closing = False
@@ -115,7 +111,7 @@ class PluginHost:
         """
         sys.setswitchinterval(SWITCH_SECONDS)
         await asyncio.to_thread(self._roster.fill)
-        self._enlist()
+        self.calls.enlist()
         self._supervisor.start()
         self._loop_watch = LoopWatch(asyncio.get_running_loop(), self._owner, self._blamed)
         self._loop_watch.start()
@@ -129,7 +125,7 @@ class PluginHost:
         if deployment is not None:
             self._deployment = deployment
         changed = self._roster.refresh()
-        self._enlist()
+        self.calls.enlist()
         self._changed.set()
         return changed
 
@@ -179,12 +175,6 @@ class PluginHost:
         self._workshop.look()
         screen = partial(self.guard.screen, stands_on=self._workshop.stands_on)
         return choose(self._find(), self._settings, self._deployment, screen)
-
-    def _enlist(self) -> None:
-        """Those that enrich, as they are now."""
-        with self._enlisting:
-            choices = [member.choice for member in self._roster.members()]
-            self._enrichers.enlist([self._enricher(c) for c in choices if c.guards or self._may_enrich(c)])
 
     def _settle(self) -> None:
         """Record what is not to run, while the others load; then wait for those that enrich."""
@@ -249,121 +239,3 @@ class PluginHost:
                 reason = life.health.reason or view.reason
                 views.append(msgspec.structs.replace(view, state=state, reason=reason))
         return views
-
-    def analyses(self) -> dict[str, AnalysisSpec]:
-        """Every analysis of every plugin that is to run, by name."""
-        return {spec.name: spec for choice in self._roster.running() for spec in analyses_of(choice)}
-
-    # --- concurrent hooks --------------------------------------------------------------------------------------------
-
-    async def insight(self, question: Question, reader: Any) -> Answer:
-        """Ask the plugin that provides the analysis; ``reader`` is the `EventReader` that it gets, with ``to_spec()``.
-
-        :raises NotFoundError: for an unknown analysis.
-        :raises PluginUnavailableError: while the plugin is not running.
-        :raises HookFailedError: when it fails; `HookTimeoutError` when it takes too long.
-        """
-        analyses = self.analyses()
-        if question.analysis not in analyses:
-            raise NotFoundError("analysis", question.analysis, analyses)
-        plugin = analyses[question.analysis].plugin
-        answer: Answer = await self._call(plugin, "insight", question=question, events=reader)
-        return answer
-
-    def enriches(self) -> bool:
-        """Whether any plugin that runs or may yet run has ``enrich``.
-
-        One that must not be passed over counts whatever has become of it, unless it is disabled.
-        """
-        return any(each.choice.guards or self._may_enrich(each.choice) for each in self._roster.members())
-
-    def _may_enrich(self, choice: Choice) -> bool:
-        life = self._roster.lives().get(choice.name)
-        return choice.lists("enrich") and life is not None and life.health.state not in FINAL
-
-    async def enrich(self, batch: EventBatch) -> tuple[EventBatch, Mask | None]:
-        """The batch with changed properties, as long as before, and which rows are to be dropped, shape ``(n,)``.
-
-        :raises OverloadedError: when a plugin with ``on_failure: reject`` gave no answer.
-        """
-        return await self._enrichers.enrich(batch)
-
-    def route(self, method: str, path: str) -> str | None:
-        """The plugin that claims an HTTP route."""
-        wanted = f"{method} {path}"
-        for choice in self._roster.running():
-            if choice.manifest is not None and wanted in choice.manifest.provides.routes:
-                return choice.name
-        return None
-
-    async def ingest(self, plugin: str, request: Request) -> list[Event] | EventBatch:
-        """The events that the adapter reads out of a request.
-
-        :raises MalformedBodyError: for a ``ValueError`` of the adapter, which so refuses what its client has sent.
-        :raises HookFailedError: for anything else that goes wrong in it.
-        :raises PluginUnavailableError: while the plugin is not running.
-        """
-        with self._lent(plugin) as (runtime, seconds):
-            try:
-                events: list[Event] | EventBatch = await runtime.acall("ingest", seconds, request=request)
-            except HookFailedError as failure:
-                if isinstance(failure.__cause__, ValueError):
-                    raise MalformedBodyError(str(failure.__cause__)) from failure
-                raise
-        return events
-
-    async def reply(self, plugin: str, request: Request, outcome: Outcome) -> Reply:
-        reply: Reply = await self._call(plugin, "reply", request=request, outcome=outcome)
-        return reply
-
-    async def fold_once(self, plugin: str, batches: Sequence[EventBatch]) -> ProcessResult:
-        """What a fresh instance finds in exactly these events of one tenant, after time enough to close everything.
-
-        :raises NotFoundError: for a plugin that is not to run.
-        """
-        if "process" not in self._life_of(plugin).hooks:
-            raise HookFailedError(plugin, "process", "is not a hook of this plugin, so it folds nothing")
-        with self._lent(plugin) as (runtime, seconds):
-            return await runtime.fold_once(batches, seconds)
-
-    async def _call(self, plugin: str, hook: str, **arguments: Any) -> Any:
-        with self._lent(plugin) as (runtime, seconds):
-            return await runtime.acall(hook, seconds, **arguments)
-
-    @contextlib.contextmanager
-    def _lent(self, plugin: str) -> Iterator[tuple[Runtime, float]]:
-        """The present generation for one call, and how long that may take. A hook's failure counts as its plugin's."""
-        life = self._life_of(plugin)
-        with life.present.lent() as runtime:
-            try:
-                yield runtime, runtime.seconds
-            except HookFailedError as error:
-                life.health.errors += 1
-                asyncio.get_running_loop().run_in_executor(None, life.failed_call, error, runtime)  # it may write
-                raise
-
-    def _life_of(self, plugin: str) -> Life:
-        """:raises PluginUnavailableError: unless the plugin runs."""
-        lives = self._roster.lives()
-        if plugin not in lives:
-            raise NotFoundError("running plugin", plugin, lives)
-        life = lives[plugin]
-        if life.health.state not in RUNNING:
-            raise _unavailable(plugin, life.health.state)
-        return life
-
-    def _enricher(self, choice: Choice) -> Enricher:
-        async def call(batch: EventBatch, seconds: float) -> Enrichment | None:
-            if choice.name not in self._roster.lives():
-                raise _unavailable(choice.name, choice.state)
-            with self._lent(choice.name) as (runtime, _):
-                enrichment: Enrichment | None = await runtime.acall("enrich", seconds, batch=batch)
-            return enrichment
-
-        after = choice.manifest.after if choice.manifest is not None else ()
-        return Enricher(choice.name, after, "reject" if choice.guards else "pass", call)
-
-
-def _unavailable(plugin: str, state: State) -> PluginUnavailableError:
-    """Any tenant's client may see this text; why the plugin is in its state may be about another's events."""
-    return PluginUnavailableError(plugin, f"is {state}; GET /api/v1/plugins says why")

@@ -123,8 +123,8 @@ def _check_depth(text: str, path: Path) -> None:
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
-            line = event.start_mark.line + 1
-            raise ManifestError(path, "", f"has over {_MAX_VALUES} values or {_MAX_DEPTH} levels (line {line})")
+            where = f" (line {event.start_mark.line + 1})" if event.start_mark else ""
+            raise ManifestError(path, "", f"has over {_MAX_VALUES} values or {_MAX_DEPTH} levels{where}")
 
 
 class _Reading:

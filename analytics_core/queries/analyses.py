@@ -58,7 +58,7 @@ class Spec(Protocol):
 
 
 class Answering(Protocol):
-    """What is needed of the plugin host."""
+    """`host.calls.Calls`, as far as it is needed here."""
 
     def analyses(self) -> Mapping[str, Spec]: ...
 
@@ -72,13 +72,13 @@ class Analyses:
 
     def __init__(
         self,
-        host: Answering,
+        calls: Answering,
         history: History,
         metrics: Callable[[], MetricSource | None] = lambda: None,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._host = host
+        self._calls = calls
         self._history = history
         self._metrics = metrics
         self._clock = clock
@@ -100,7 +100,7 @@ class Analyses:
                     "properties": {**common, **spec.schema.get("properties", {})},
                 },
             }
-            for _, spec in sorted(self._host.analyses().items())
+            for _, spec in sorted(self._calls.analyses().items())
         ]
 
     async def ask(self, name: str, parameters: Mapping[str, Any], tenant: str, timezone: str = "UTC") -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Analyses:
         :raises PluginError: when the plugin does not answer; :raises QueryError: over budget.
         :raises StoppingError: when the host stops meanwhile.
         """
-        specs = self._host.analyses()
+        specs = self._calls.analyses()
         if name not in specs:
             raise NotFoundError("analysis", name, specs)
         own, common = _split(parameters, specs[name].schema)
@@ -124,7 +124,7 @@ class Analyses:
         question = Question(analysis=name, tenant=tenant, range=span, parameters=own)
         reader = await asyncio.to_thread(self._history.reader, tenant, span, filters, metrics=self._metrics())
         try:
-            answer = await self._host.insight(question, reader)
+            answer = await self._calls.insight(question, reader)
         except PluginError as error:
             if self._history.stopping:  # the plugin was cut off, whatever it made of that
                 raise StoppingError from error

@@ -50,9 +50,8 @@ class PluginSeen(Protocol):
 
 
 class Folding(Protocol):
-    """What is needed of the plugin host."""
+    """`host.calls.Calls`, as far as it is needed here."""
 
-    def views(self) -> Iterable[PluginSeen]: ...
     def enriches(self) -> bool: ...
     async def enrich(self, batch: EventBatch) -> tuple[EventBatch, npt.NDArray[np.bool_] | None]: ...
     async def fold_once(self, plugin: str, batches: Sequence[EventBatch]) -> ProcessResult: ...
@@ -87,14 +86,16 @@ class Submissions:
     def __init__(
         self,
         accept: Accept,
-        host: Folding,
+        calls: Folding,
+        plugins: Callable[[], Iterable[PluginSeen]],
         state: StateStore,
         *,
         max_running: int = MAX_RUNNING,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._accept = accept
-        self._host = host
+        self._calls = calls
+        self._plugins = plugins
         self._state = state
         self._max_running = max_running
         self._clock = clock
@@ -166,7 +167,7 @@ class Submissions:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _plugin(self, given: str) -> str:
-        views = {view.name: view for view in self._host.views()}
+        views = {view.name: view for view in self._plugins()}
         name = given.replace("_", "-")
         able = [view.name for view in views.values() if "process" in view.hooks]
         if name not in views:
@@ -179,7 +180,7 @@ class Submissions:
         started = asyncio.get_running_loop().time()
         try:
             batch = await self._enriched(await asyncio.to_thread(as_batch, events, tenant, self._clock()))
-            result = await self._host.fold_once(analysis.type, replayed(batch))
+            result = await self._calls.fold_once(analysis.type, replayed(batch))
             found = await asyncio.to_thread(findings, analysis.type, result)
             analysis.insights, analysis.patterns, analysis.metrics = found
             analysis.status = "done"
@@ -197,9 +198,9 @@ class Submissions:
 
     async def _enriched(self, batch: EventBatch) -> EventBatch:
         """As the log has them: what an enrich plugin masks or drops must not reach the fold another way."""
-        if not self._host.enriches():
+        if not self._calls.enriches():
             return batch
-        enriched, dropped = await self._host.enrich(batch)
+        enriched, dropped = await self._calls.enrich(batch)
         return enriched if dropped is None else enriched.filter(np.logical_not(dropped))
 
     async def _write(self, analysis: Analysis, tenant: str) -> None:

@@ -71,8 +71,8 @@ class EmbeddedHost:
         """
         made = self._feed(rows, tenant)
         watermark = made.watermark
-        if len(made) and self._host.enriches():
-            made, dropped = self._loop.submit(self._host.enrich(made)).result()
+        if len(made) and self._host.calls.enriches():
+            made, dropped = self._loop.submit(self._host.calls.enrich(made)).result()
             made = made if dropped is None else made.filter(~np.asarray(dropped))
         self._log.append([_unplaced(made)] if len(made) else [], watermark)
         return self._log.durable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
@@ -22,12 +21,10 @@ from analytics_core.host.running import runtime
 from analytics_core.manifest import Deployment, PluginSettingsManifest
 from analytics_core.records import Outcome, Question, Request, TimeRange
 from tests.flow.fault_cells import Fault, Hook, Isolation
-from tests.flow.fault_plugins import BESIDE, HOME, flags, install
+from tests.flow.fault_plugins import BESIDE, HELD_SECONDS, HOME, flags, install
 from tests.flow.plugin_house import T0, House, rows, until
 
 PATIENT = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=100, hangs=100)
-_STALLED = 0.08
-"""Seconds without a turn of the event loop; without a fault it is a few milliseconds."""
 
 
 class Reader:
@@ -49,7 +46,7 @@ class Run:
         self.isolation = isolation
         self.accepted = 0
         self.host: PluginHost
-        self._turns: list[tuple[float, float]] = []
+        self._gaps: list[tuple[float, float]] = []
 
     # --- the fault
 
@@ -80,13 +77,13 @@ class Run:
         match hook:
             case "insight":
                 question = Question(analysis="q", tenant="a", range=TimeRange(T0, T0))
-                return bool((await self.host.insight(question, Reader())).table == [{"n": 1}])
+                return bool((await self.host.calls.insight(question, Reader())).table == [{"n": 1}])
             case "ingest":
-                return await self.host.ingest(HOME[hook], request) == []
+                return await self.host.calls.ingest(HOME[hook], request) == []
             case "reply":
-                return (await self.host.reply(HOME[hook], request, Outcome())).status == 200
+                return (await self.host.calls.reply(HOME[hook], request, Outcome())).status == 200
         batch = EventBatch(placed(rows("a", ["x", "y"], T0), 0), "a", T0)
-        enriched, dropped = await self.host.enrich(batch)
+        enriched, dropped = await self.host.calls.enrich(batch)
         assert dropped is None
         return set(enriched.column("properties").to_pylist()) == {'{"by": "passes"}'}
 
@@ -101,15 +98,23 @@ class Run:
         bodies = [msgspec.json.decode(m.body) for m in self.house.pushed if m.topic == "plugin"]
         return [(body["state"], body["reason"]) for body in bodies if body["plugin"] == plugin]
 
-    def stalled(self, since: float) -> bool:
-        return any(at >= since and gap >= _STALLED for at, gap in self._turns)
+    def stalled(self, hook: Hook) -> bool:
+        """Whether the event loop has not turned while the plugin says that it has held the lock in ``hook``."""
+        told = self._flag(hook, ".held")
+        if not told.exists():
+            return False
+        began, ended = map(float, told.read_text().split())
+        return any(min(ended, after) - max(began, before) >= HELD_SECONDS for before, after in self._gaps)
 
     async def turn(self) -> None:
-        """Notes how long the event loop does not turn."""
+        """Notes when the event loop does not turn."""
+        before = time.monotonic()
         while True:
-            before = time.monotonic()
             await asyncio.sleep(0.005)
-            self._turns.append((time.monotonic(), time.monotonic() - before - 0.005))
+            now = time.monotonic()
+            if now - before >= HELD_SECONDS:
+                self._gaps.append((before, now))
+            before = now
 
 
 async def first_run(run: Run) -> None:
@@ -129,8 +134,7 @@ async def first_run(run: Run) -> None:
 async def running(run: Run, guard: BootGuard | None = None) -> AsyncIterator[None]:
     """A host in which every plugin has been begun."""
     sticks = run.fault in ("hangs", "spins", "holds")
-    one = mock.patch.dict(os.environ, OPENBLAS_NUM_THREADS="1")  # a start of a process costs less
-    with one, _impatient(run) if sticks else nullcontext():
+    with _impatient(run) if sticks else nullcontext():
         turning = asyncio.create_task(run.turn())
         async with run.house.host(
             restarts=PATIENT, enrich_seconds=1.0 if sticks else 5.0, settled=False, guard=guard, checkpoint_seconds=0.05
@@ -145,6 +149,6 @@ def _impatient(run: Run) -> AbstractContextManager[Any]:
         return mock.patch.object(runtime, "LOAD_SECONDS", 2.0)
 
     def load_seconds(subject: runtime.Subject) -> float:
-        return 8.0 if subject.name in ("import", "init") and run.armed(subject.name) else runtime.LOAD_SECONDS
+        return 3.0 if subject.name in ("import", "init") and run.armed(subject.name) else runtime.LOAD_SECONDS
 
     return mock.patch.object(runtime.Subject, "load_seconds", property(load_seconds))

@@ -49,7 +49,7 @@ def test_a_change_whose_first_attempt_hangs_is_shown_with_its_own_manifest(house
             await refreshed(host)
             assert (await receipt(host, "asked")).outcome == "failed"
             await until_state(host, "asked", "active")  # the next attempt
-            assert (await host.insight(QUESTION, None)).table.to_pydict() == {"n": [1]}
+            assert (await host.calls.insight(QUESTION, None)).table.to_pydict() == {"n": [1]}
 
     asyncio.run(main())
 

@@ -192,7 +192,7 @@ def test_what_is_disabled_in_the_middle_of_its_swap_guards_nothing_any_more(hous
             assert down.exists(), "the new generation had come in"
             assert await refreshed(host, off) == []
             assert view(host, "counting").state == "disabled"
-            assert not host.enriches()
+            assert not host.calls.enriches()
 
     asyncio.run(main())
 
@@ -209,7 +209,7 @@ def test_calls_that_fail_in_an_earlier_generation_are_not_held_against_the_next(
     async def main() -> None:
         async with house.host(restarts=policy) as host:
             await until_state(host, "asked", "active")
-            calls = [asyncio.create_task(host.insight(QUESTION, None)) for _ in range(12)]
+            calls = [asyncio.create_task(host.calls.insight(QUESTION, None)) for _ in range(12)]
             await until(begun.exists, "they are under way")
             rewrite(house, "asked", insight(answer(2), begun, begun))
             await refreshed(host)
@@ -219,7 +219,7 @@ def test_calls_that_fail_in_an_earlier_generation_are_not_held_against_the_next(
             assert all(isinstance(end, HookFailedError) for end in ends)
             seen = view(host, "asked")
             assert (seen.state, seen.errors) == ("active", 12)
-            assert (await host.insight(QUESTION, None)).table.to_pydict() == {"n": [2]}
+            assert (await host.calls.insight(QUESTION, None)).table.to_pydict() == {"n": [2]}
 
     asyncio.run(main())
 
@@ -234,7 +234,7 @@ def test_a_call_under_way_ends_though_the_next_generation_begins_from_the_checkp
     async def main() -> None:
         async with house.host() as host:
             await until_state(host, "asked", "active")
-            call = asyncio.create_task(host.insight(QUESTION, None))
+            call = asyncio.create_task(host.calls.insight(QUESTION, None))
             await until(begun.exists, "it is under way")
             rewrite(house, "asked", COUNTING + body, hooks=[*COUNTING_HOOKS, "insight"])  # it gains a lane
             await refreshed(host)
@@ -263,7 +263,7 @@ def test_a_plugin_that_its_calls_put_to_rest_during_its_reload_takes_the_change(
             await until_state(host, "asked", "reloading")
             while view(host, "asked").state == "reloading":
                 with pytest.raises(HookFailedError):
-                    await host.insight(QUESTION, None)
+                    await host.calls.insight(QUESTION, None)
             assert view(host, "asked").state == "quarantined"
             gate.touch()
             assert (await receipt(host, "asked")).outcome == "active"

@@ -329,10 +329,10 @@ def test_concurrent_hooks_that_fail_are_named_and_harm_no_lane(house: House, iso
     async def main() -> None:
         async with house.host() as host:
             with pytest.raises(HookFailedError, match="Plugin 'faulty': hook 'insight' failed: "):
-                await host.insight(question, Spec())
+                await host.calls.insight(question, Spec())
             malformed = "ValueError" in deed  # so an adapter refuses what its client has sent
             with pytest.raises(MalformedBodyError if malformed else HookFailedError):
-                await host.ingest("faulty", request)
+                await host.calls.ingest("faulty", request)
             assert view(host, "faulty").errors == (1 if malformed else 2)
             house.add(2)
             await until(lambda: view(host, "faulty").events_processed == 2, "the lane")
@@ -362,12 +362,12 @@ def test_a_call_that_kills_its_process_fails_and_the_next_is_answered(house: Hou
             await until_state(host, "faulty", "active")
             ask = Question(analysis="q", tenant="a", range=TimeRange(T0, T0), parameters={"die": True})
             with pytest.raises(WorkerDiedError, match="killed by SIGKILL"):
-                await host.insight(ask, Spec())
+                await host.calls.insight(ask, Spec())
             house.add(1)
             await until(lambda: "degraded" in house.states("faulty"), "the death was seen")
             await until_state(host, "faulty", "active")
             ask = Question(analysis="q", tenant="a", range=TimeRange(T0, T0))
-            assert (await host.insight(ask, Spec())).table == [{"n": 1}]
+            assert (await host.calls.insight(ask, Spec())).table == [{"n": 1}]
 
     asyncio.run(main())
 
@@ -406,7 +406,7 @@ def test_a_process_that_sends_no_frame_or_a_giant_is_ended(house: House, problem
             await until(lambda: house.value("faulty") == 3, "the exact count")
             await until_state(host, "faulty", "active")
             with pytest.raises(WorkerDiedError, match=f"it sent {problem}"):
-                await host.insight(ask, Spec())
+                await host.calls.insight(ask, Spec())
             await neighbours_go_on(house, host, 3)
 
     asyncio.run(main())
@@ -489,13 +489,15 @@ def test_folds_that_hang_leave_no_more_than_so_many_threads(house: House) -> Non
         async with house.host(restarts=PATIENT) as host:
             await until_state(host, "hangs", "active")
             one = EventBatch.empty("a", T0)
-            ended = await asyncio.gather(*(host.fold_once("hangs", [one]) for _ in range(8)), return_exceptions=True)
+            ended = await asyncio.gather(
+                *(host.calls.fold_once("hangs", [one]) for _ in range(8)), return_exceptions=True
+            )
             assert {type(error) for error in ended} == {HookTimeoutError}
             with pytest.raises(HookFailedError, match="8 earlier folds hang; the plugin needs a restart"):
-                await host.fold_once("hangs", [one])
+                await host.calls.fold_once("hangs", [one])
             gate.touch()
             await until(lambda: not any(t.name == "fold:hangs" for t in threading.enumerate()), "the threads' end")
-            assert (await host.fold_once("hangs", [one])).metrics == []
+            assert (await host.calls.fold_once("hangs", [one])).metrics == []
 
     asyncio.run(main())
 

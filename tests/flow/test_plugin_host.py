@@ -332,17 +332,17 @@ def test_an_analysis_is_answered_or_fails_by_name(house: House, isolation: str) 
 
     async def main() -> None:
         async with house.host() as host:
-            spec = host.analyses()["names"]
+            spec = host.calls.analyses()["names"]
             assert (spec.plugin, spec.title, spec.schema) == ("asked", "Names", {"type": "object"})
-            answer = await host.insight(question("names"), Spec(["x", "y"]))
+            answer = await host.calls.insight(question("names"), Spec(["x", "y"]))
             assert answer.table.to_pydict() == {"name": ["x", "y"]}
             assert (answer.insights[0].title, answer.insights[0].description) == ("asked", "{'p': 1}")
             with pytest.raises(HookFailedError, match="Plugin 'asked': hook 'insight' failed: ValueError: no data"):
-                await host.insight(question("fails"), Spec([]))
+                await host.calls.insight(question("fails"), Spec([]))
             with pytest.raises(HookTimeoutError, match="no answer within 1 s"):
-                await host.insight(question("slow"), Spec([]))
+                await host.calls.insight(question("slow"), Spec([]))
             with pytest.raises(NotFoundError, match="did you mean 'names'"):
-                await host.insight(question("name"), Spec([]))
+                await host.calls.insight(question("name"), Spec([]))
             assert (view(host, "asked").errors, view(host, "asked").state) == (2, "active")
 
     asyncio.run(main())
@@ -360,7 +360,7 @@ def test_a_long_process_holds_up_no_insight(house: House, tmp_path: Path, monkey
         ) as host:
             house.add()
             await until(lambda: host.lanes()[0].lag == 1, "the lane in process")
-            answer = await host.insight(question("names"), Spec(["x"]))
+            answer = await host.calls.insight(question("names"), Spec(["x"]))
             assert answer.table.num_rows == 1
             assert host.lanes()[0].lag == 1
             held.unlink()
@@ -393,18 +393,18 @@ def test_a_foreign_protocol_goes_in_and_its_answer_out(house: House, isolation: 
 
     async def main() -> None:
         async with house.host() as host:
-            assert host.route("POST", "/words") == "words"
-            assert host.route("GET", "/words") is None
-            events = await host.ingest("words", request)
+            assert host.calls.route("POST", "/words") == "words"
+            assert host.calls.route("GET", "/words") is None
+            events = await host.calls.ingest("words", request)
             assert isinstance(events, list)
             assert [(e.name, bytes(e.properties)) for e in events] == [
                 ("one", b'{"from":"/words"}'),
                 ("two", b'{"from":"/words"}'),
             ]
-            reply = await host.reply("words", request, Outcome(accepted=2))
+            reply = await host.calls.reply("words", request, Outcome(accepted=2))
             assert (reply.status, reply.body, reply.headers) == (200, b"2 taken", {"X-Tenant": "a"})
             with pytest.raises(MalformedBodyError, match="the body cannot be read: no word was sent"):
-                await host.ingest("words", msgspec.structs.replace(request, body=b""))
+                await host.calls.ingest("words", msgspec.structs.replace(request, body=b""))
             assert view(host, "words").errors == 0  # the client was wrong, not the plugin
 
     asyncio.run(main())
@@ -418,12 +418,12 @@ def test_fold_once_leaves_the_lane_alone(house: House, isolation: str) -> None:
         house.add(5)
         async with house.host() as host:
             await until(lambda: house.value("counting") == 5, "five events")
-            result = await host.fold_once("counting", [batch("x", "y"), batch("z")])
+            result = await host.calls.fold_once("counting", [batch("x", "y"), batch("z")])
             assert [(m.name, m.value) for m in result.metrics] == [("events", 3)]
             house.add(1)
             await until(lambda: house.value("counting") == 6, "six events")
             with pytest.raises(NotFoundError):
-                await host.fold_once("countin", [])
+                await host.calls.fold_once("countin", [])
 
     asyncio.run(main())
 
@@ -451,8 +451,8 @@ def test_enriching_plugins_run_in_order(house: House, isolation: str) -> None:
 
     async def main() -> None:
         async with house.host() as host:
-            assert host.enriches()
-            enriched, dropped = await host.enrich(batch("x", "secret", "y"))
+            assert host.calls.enriches()
+            enriched, dropped = await host.calls.enrich(batch("x", "secret", "y"))
             texts = [msgspec.json.decode(t) for t in enriched.column("properties").to_pylist()]
             assert [list(texts[0]), list(texts[2])] == [["first", "last"]] * 2
             assert dropped is not None
@@ -473,7 +473,7 @@ def test_a_failing_enrich_passes_or_rejects_as_its_manifest_says(house: House) -
 
     async def passes() -> None:
         async with house.host() as host:
-            enriched, dropped = await host.enrich(batch("x"))
+            enriched, dropped = await host.calls.enrich(batch("x"))
             assert (enriched.column("properties").to_pylist(), dropped) == (["{}"], None)
             assert view(host, "passing").errors == 1
 
@@ -483,7 +483,7 @@ def test_a_failing_enrich_passes_or_rejects_as_its_manifest_says(house: House) -
     async def rejects() -> None:
         async with house.host() as host:
             with pytest.raises(OverloadedError, match="Plugin 'rejecting': hook 'enrich' failed: ValueError: cannot"):
-                await host.enrich(batch("x"))
+                await host.calls.enrich(batch("x"))
 
     asyncio.run(rejects())
 
@@ -509,7 +509,7 @@ def test_an_enrichment_that_would_corrupt_the_log_is_a_failure(house: House, ans
     async def main() -> None:
         async with house.host() as host:
             with pytest.raises(OverloadedError, match=problem):
-                await host.enrich(batch("x"))
+                await host.calls.enrich(batch("x"))
 
     asyncio.run(main())
 
@@ -522,7 +522,7 @@ def test_a_slow_enrich_delays_one_request_and_not_every_one(house: House) -> Non
     async def main() -> None:
         async with house.host(enrich_seconds=0.05) as host:
             for _ in range(20):
-                enriched, dropped = await host.enrich(batch("x"))
+                enriched, dropped = await host.calls.enrich(batch("x"))
                 assert (len(enriched), dropped) == (1, None)
         assert len(count.read_text()) < 5
 
@@ -534,17 +534,17 @@ def test_a_reject_plugin_that_does_not_run_rejects_and_a_pass_plugin_passes(hous
 
     async def passes() -> bool:
         async with house.host() as host:
-            await host.enrich(batch("x"))
-            return host.enriches()
+            await host.calls.enrich(batch("x"))
+            return host.calls.enriches()
 
     assert asyncio.run(passes()) is False
     house.install("masking", MARK, ["enrich"], head="import nowhere", isolation="thread", on_failure="reject")
 
     async def rejects() -> None:
         async with house.host() as host:
-            assert host.enriches()
+            assert host.calls.enriches()
             with pytest.raises(OverloadedError, match="'masking': is load_error"):
-                await host.enrich(batch("x"))
+                await host.calls.enrich(batch("x"))
 
     asyncio.run(rejects())
 
@@ -578,13 +578,13 @@ def test_nothing_is_stored_unmasked_whatever_keeps_the_masking_plugin_from_runni
             deployment=will("masking", settings={"kye": "k"} if state == "unresolved" else {})
         ) as host:
             await until_state(host, "masking", state)
-            assert host.enriches()
+            assert host.calls.enriches()
             with pytest.raises(OverloadedError, match=f"Plugin 'masking': is {state}"):
-                await host.enrich(batch("x"))
+                await host.calls.enrich(batch("x"))
         async with house.host(deployment=will("masking", enabled=False)) as host:  # so says the operator
             assert view(host, "masking").state == "disabled"
-            assert not host.enriches()
-            assert (await host.enrich(batch("x")))[1] is None
+            assert not host.calls.enriches()
+            assert (await host.calls.enrich(batch("x")))[1] is None
 
     asyncio.run(main())
 
@@ -606,7 +606,7 @@ def test_a_manifest_that_cannot_be_read_is_taken_for_what_it_seems(house: House,
     async def main() -> None:
         async with house.host() as host:
             assert view(host, "masking").state == "invalid"
-            assert host.enriches() is guards
+            assert host.calls.enriches() is guards
 
     asyncio.run(main())
 
@@ -639,7 +639,7 @@ def test_a_start_waits_for_plugins_that_enrich(house: House) -> None:
 
     async def main() -> None:
         async with house.host(settled=False) as host:
-            enriched, _ = await host.enrich(batch("x"))
+            enriched, _ = await host.calls.enrich(batch("x"))
             assert enriched.column("properties").to_pylist() == ['{"slow":1}']
 
     asyncio.run(main())
@@ -658,7 +658,7 @@ def test_a_plugin_that_does_not_run_answers_unavailable(house: House) -> None:
         async with house.host() as host:
             await until_state(host, "broken", "load_error")
             with pytest.raises(PluginUnavailableError, match="'broken': is load_error; GET /api/v1/plugins says why"):
-                await host.insight(question("names"), Spec([]))
+                await host.calls.insight(question("names"), Spec([]))
 
     asyncio.run(main())
 

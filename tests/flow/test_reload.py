@@ -330,12 +330,12 @@ def test_a_call_under_way_ends_on_its_own_generation(house: House, tmp_path: Pat
     async def main() -> None:
         async with house.host() as host:
             question = Question(analysis="slow", parameters={}, tenant="a", range=TimeRange(T0, T0, "UTC"))
-            first = asyncio.create_task(host.insight(question, None))
+            first = asyncio.create_task(host.calls.insight(question, None))
             await until((tmp_path / "asked").exists, "the call is under way")
             rewrite(house, "asked", slow.replace("NUMBER", "2"))
             await refreshed(host)
             await until(lambda: view(host, "asked").generation == 2, "the second generation is in")
-            second = asyncio.create_task(host.insight(question, None))
+            second = asyncio.create_task(host.calls.insight(question, None))
             assert host.receipts("asked") == [], "the first is not retired while a call is out with it"
             (tmp_path / "gate").touch()
             answers = [(await each).table.to_pydict() for each in (first, second)]

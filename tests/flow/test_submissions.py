@@ -104,7 +104,7 @@ class Host:
 class House:
     def __init__(self, log: SegmentLog, intake: Intake, state: SqliteState) -> None:
         self.log, self.intake, self.state, self.host = log, intake, state, Host()
-        self.submissions = Submissions(intake.accept_events, self.host, state, max_running=2)
+        self.submissions = Submissions(intake.accept_events, self.host, self.host.views, state, max_running=2)
 
     def stored(self) -> list[tuple[str, str, str | None, str | None]]:
         batches, _ = self.log.read(0)
@@ -179,7 +179,7 @@ def test_a_result_is_pending_until_it_is_there_and_the_number_at_once_is_bounded
                 await at.submissions.submit("user-behavior", SESSIONS, "default")
             assert len(at.stored()) == before
 
-            restarted = Submissions(at.intake.accept_events, at.host, at.state).result(first, "default")
+            restarted = Submissions(at.intake.accept_events, at.host, at.host.views, at.state).result(first, "default")
             assert restarted is not None
             assert (restarted["success"], restarted["status"]) == (False, "failed")
             assert "restarted" in restarted["error"]

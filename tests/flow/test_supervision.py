@@ -242,6 +242,6 @@ def test_an_old_process_that_comes_up_again_late_is_not_the_present_one(
             await until(lambda: not late.is_alive(), "the old one has ended")
             seen = await until_state(host, "asked", "active")
             assert seen.generation == 2
-            assert (await host.insight(QUESTION, Spec([]))).table.to_pydict() == {"n": [2]}
+            assert (await host.calls.insight(QUESTION, Spec([]))).table.to_pydict() == {"n": [2]}
 
     asyncio.run(main())

@@ -74,6 +74,7 @@ HOST_TIERS = [
     {"running"},
     {"life"},
     {"enrichment", "examining", "replaying", "views"},
+    {"calls"},
     {"plugins"},
     {"caretaker", "reloader"},
 ]
