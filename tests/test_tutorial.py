@@ -67,6 +67,7 @@ class Reader:
         self.typed: list[str] = []
         path = f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}"
         self.environ = {"PATH": path, "HOME": str(folder), "ANALYTICS_PORT": "0", "COLUMNS": "160"}
+        self.environ |= {"OPENBLAS_NUM_THREADS": "1"}
         self.environ |= {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         self._log = folder / "server.log"
         self._server: subprocess.Popen[bytes] | None = None

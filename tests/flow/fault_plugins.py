@@ -25,7 +25,9 @@ HOME: Final[dict[Hook, str]] = {
 """Which plugin has the fault of each hook: one for each that fails in its start, two for those that run."""
 BESIDE: Final = "beside"
 MOVES: Final[tuple[Hook, ...]] = ("process", "insight")
-"""Where a thread holds the interpreter lock again and again, and not once."""
+"""Where a thread holds the interpreter lock again and again, and at work, not once and asleep."""
+HELD_SECONDS: Final = 0.2
+"""For how long it holds it at least."""
 
 _HEAD: Final = """
 import threading
@@ -47,15 +49,22 @@ def linger(hook):
     while armed(hook):
         time.sleep(0.01)
 
-def hold(seconds):
-    sum(range(int(seconds / PACE)))  # one call in C, which lets nobody else have the interpreter
+def hold(hook, seconds):
+    began = time.monotonic()
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))  # keeps the interpreter lock during the call
+    held(hook, began)
 
-def pace():
-    began = time.perf_counter()
-    sum(range(100_000))
-    return (time.perf_counter() - began) / 100_000
+def burn(hook, seconds):
+    global PACE
+    began, n = time.monotonic(), int(seconds / PACE)
+    sum(range(n))  # one call in C, which lets nobody else have the interpreter
+    held(hook, began)
+    PACE = (time.monotonic() - began) / n
 
-PACE = min(pace() for _ in range(5))
+def held(hook, began):
+    Path(f"{{FLAGS}}.{{hook}}.held").write_text(f"{{began}} {{time.monotonic()}}")
+
+PACE = 1e-8
 
 def fault(hook):
     if not armed(hook):
@@ -153,17 +162,17 @@ _DEEDS_APART: Final[dict[tuple[Fault, Isolation], str]] = {
         "            and armed(hook) and time.monotonic() < until: time.sleep(0.01)"
     ),
     ("holds", "thread"): (
-        f"\n    if hook in {MOVES!r}:\n        while armed(hook): hold(0.6); time.sleep(0.1)\n"
-        "    elif not again:\n        hold(0.15)"
+        f"\n    if hook in {MOVES!r}:\n        while armed(hook): burn(hook, 0.6); time.sleep(0.3)\n"
+        f"    elif not again:\n        hold(hook, {HELD_SECONDS})"
     ),
-    ("holds", "process"): "ctypes.PyDLL(None).sleep(600)",  # keeps the interpreter lock during the call
+    ("holds", "process"): "ctypes.PyDLL(None).sleep(600)",
 }
 _LIMITS: Final[dict[tuple[Fault, Isolation], dict[str, Any]]] = {
     ("hangs", "thread"): {"call_seconds": 0.6},
     ("hangs", "process"): {"call_seconds": 1.0},
     ("spins", "thread"): {"call_seconds": 0.6},
     ("spins", "process"): {"call_seconds": 1.5, "cpu_seconds": 0.3},
-    ("holds", "process"): {"call_seconds": 1.0},
+    ("holds", "process"): {"call_seconds": 0.7},
     ("hoards", "thread"): {"memory_mb": 16},
     ("hoards", "process"): {"memory_mb": 160},
 }

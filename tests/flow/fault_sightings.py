@@ -56,7 +56,6 @@ class Cell:
         self.seen = Seen()
         self._mark = 0 if hook in START else len(run.pushes(self.plugin))
         self._pids = 1 if hook in START else len(pids(run.house, self.plugin))
-        self._began = time.monotonic()
         self.blocks = (run.fault, run.isolation) == ("holds", "thread")
         self.again_and_again = self.blocks and hook in MOVES
 
@@ -120,7 +119,7 @@ class Cell:
                 words.add("restarted")
             elif state in _TROUBLE:
                 words.add("abandoned" if "no answer within" in reason else "retried")
-        if self.blocks and self.run.stalled(self._began if self.hook not in START else 0.0):
+        if self.blocks and self.run.stalled(self.hook):
             words.add("stalled")
         if not words:
             words.add("unseen")

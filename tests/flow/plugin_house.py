@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
+from unittest import mock
 
 import msgspec
 import numpy as np
@@ -26,12 +27,14 @@ from analytics_core.host.installed.discovery import discover
 from analytics_core.host.life.boot_guard import BootGuard
 from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.plugins import PluginHost
+from analytics_core.host.running import process
 from analytics_core.host.views import PluginView
 from analytics_core.lake import EventStore
 from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.manifest import Deployment
 from analytics_core.state import Message
 from analytics_core.state.sqlite import SqliteState
+from tests.flow.nursery import fork
 
 T0 = datetime(2025, 1, 1, tzinfo=UTC)
 QUICK = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, hangs=2, refill=3600.0, cool_down=600.0)
@@ -137,8 +140,12 @@ class House:
         checkpoint_seconds: float = 0.02,
         settled: bool = True,
         guard: BootGuard | None = None,
+        forked: bool = True,
     ) -> AsyncIterator[PluginHost]:
-        """A running host; with ``settled`` one in which every plugin has come to something, or hangs in its start."""
+        """A running host; with ``settled`` one in which every plugin has come to something, or hangs in its start.
+
+        Its workers come from the `nursery`, unless they are not to be ``forked``.
+        """
         settings = Settings(
             plugins=plugins or Plugins(),
             storage=Storage(data_dir=self.data),
@@ -159,15 +166,16 @@ class House:
             restarts=restarts,
             guard=guard,
         )
-        try:
-            await host.start()
-            if settled:
-                await until_settled(host, min(2 * hang_seconds, 10.0))
-            yield host
-        finally:
-            await host.close()
-            await bus.close()
-            sys.path.remove(str(self.site))
+        with mock.patch.object(process, "launch", fork) if forked else nullcontext():
+            try:
+                await host.start()
+                if settled:
+                    await until_settled(host, min(2 * hang_seconds, 10.0))
+                yield host
+            finally:
+                await host.close()
+                await bus.close()
+                sys.path.remove(str(self.site))
 
     def value(self, plugin: str, metric: str = "events", tenant: str = "a") -> float | None:
         """The stored value of a plugin's metric on the first day."""

@@ -63,6 +63,7 @@ class ServerHouse:
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),
             "PYTHONPATH": str(self.site),
+            "OPENBLAS_NUM_THREADS": "1",
             **(environ or {}),
         }
         self.port = 0

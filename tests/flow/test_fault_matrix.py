@@ -53,7 +53,7 @@ class Observations:
     def of(self, fault: Fault, isolation: Isolation) -> dict[Hook, Seen]:
         wanted = self._place(fault, isolation)
         while not (wanted / SEEN).exists():
-            ahead = ((each, where) for each in MATRIX for where in ISOLATIONS)
+            ahead = ((each, where) for each in reversed(MATRIX) for where in ISOLATIONS)  # those that take long first
             if not self._observed(fault, isolation) and not any(self._observed(*each) for each in ahead):
                 time.sleep(0.1)
         return msgspec.json.decode((wanted / SEEN).read_bytes(), type=dict[Hook, Seen])

@@ -157,7 +157,7 @@ def rounds(server: ServerHouse, senders: Senders, number: int, seed: int) -> Cou
     chance = random.Random(seed)
     maintained: Counter[str] = Counter()
     for _ in range(number):
-        senders.load_until_killed(server, chance.randint(15, 100))
+        senders.load_until_killed(server, chance.randint(30, 100))
         maintained.update(line["part"] for line in server.logged("lake_maintained"))
         assert not server.logged("lane_failed")
         server.start()
@@ -169,7 +169,7 @@ def test_acknowledged_events_survive_and_resending_changes_nothing(tmp_path: Pat
     with house(tmp_path, host=SETTINGS) as server:
         server.install("tally", TALLY, TALLY_HOOKS)
         server.start()
-        maintained = rounds(server, senders, 5, seed=1)
+        maintained = rounds(server, senders, 3, seed=1)
         check_that_much_went_on(server, maintained)
         total = check_history(server, senders)
         again = dict(send_again(server, senders.acknowledged))
@@ -183,7 +183,7 @@ def test_a_trimmed_log_loses_nothing_and_a_late_plugin_gets_all_of_it(tmp_path: 
     senders = Senders()
     settings = {**SETTINGS, "storage": {**SETTINGS["storage"], "dedup_window": 2_000}}
     with house(tmp_path, host=settings) as server:
-        server.install("tally", TALLY, TALLY_HOOKS)
+        server.install("tally", TALLY, TALLY_HOOKS, isolation="thread")
         server.start()
         log = server.data / "log" / "p0"
         maintained: Counter[str] = Counter()

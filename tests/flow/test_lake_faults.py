@@ -118,7 +118,7 @@ def run_and_kill(root: Path, appends: int, seconds: float) -> int:
 @pytest.mark.server
 def test_kill_during_append_compaction_and_retention_loses_and_doubles_nothing(tmp_path: Path) -> None:
     root, chance = tmp_path / "events", random.Random(7)
-    for _ in range(5):
+    for _ in range(3):
         reported = run_and_kill(root, chance.randint(1, 6), chance.uniform(0, 0.08))
         store = DeltaStore(root, young_seconds=0)
         assert store.position >= reported

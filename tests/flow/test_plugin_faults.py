@@ -84,7 +84,7 @@ def test_a_process_plugin_goes_on_from_its_checkpoint(house: House, crash: str) 
     house.install("faulty", FAULTY, COUNTING_HOOKS, head=once(house, deed), isolation="process", limits=limits)
 
     async def main() -> None:
-        async with house.host(restarts=PATIENT) as host:
+        async with house.host(restarts=PATIENT, forked=crash != "segfault") as host:
             await until_state(host, "faulty", "active")
             house.add(3)
             await neighbours_go_on(house, host, 3)
@@ -505,32 +505,36 @@ def test_folds_that_hang_leave_no_more_than_so_many_threads(house: House) -> Non
 def test_what_a_process_prints_is_logged_under_its_name(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     body = (
         "@hookimpl\ndef setup(self, context):\n    print('to stdout')\n    context.logger.warning('by logger', gap=3)\n"
+        "    print('rich' in sys.modules, __import__('rich').__name__)\n"
     )
     house.install("chatty", body + COUNTING, (*COUNTING_HOOKS, "setup"), isolation="process")
 
     async def main() -> None:
-        async with house.host() as host:
+        async with house.host(forked=False) as host:
             await until_state(host, "chatty", "active")
 
     asyncio.run(main())
     lines = [line for line in capsys.readouterr().out.splitlines() if "chatty" in line]
     assert any("plugin_output" in line and "to stdout" in line for line in lines)
     assert any("plugin_log" in line and "by logger" in line and "warning" in line for line in lines)
+    assert any("False rich" in line for line in lines), "a worker has imported rich, or a plugin cannot"
 
 
 def test_a_worker_does_not_inherit_the_hosts_secrets(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JWT_SECRET", "s3cret")
     monkeypatch.setenv("PLUGIN_MAY_SEE", "yes")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
     body = """
     @hookimpl
     def setup(self, context):
-        raise ValueError(f"{os.environ.get('JWT_SECRET')} {os.environ.get('PLUGIN_MAY_SEE')}")
+        names = "JWT_SECRET", "PLUGIN_MAY_SEE", "OPENBLAS_NUM_THREADS"
+        raise ValueError(" ".join(str(os.environ.get(name)) for name in names))
     """
     house.install("nosy", body, ["setup"], isolation="process")
 
     async def main() -> None:
-        async with house.host() as host:
-            assert "None yes" in (await until_state(host, "nosy", "start_error")).reason
+        async with house.host(forked=False) as host:
+            assert "None yes 1" in (await until_state(host, "nosy", "start_error")).reason
 
     asyncio.run(main())
 
@@ -550,7 +554,7 @@ def test_workers_end_with_a_host_that_is_killed_even_in_plugin_code(house: House
     from tests.flow.plugin_house import House
 
     async def main():
-        async with House(Path({str(house.site.parent)!r})).host():
+        async with House(Path({str(house.site.parent)!r})).host(forked=False):
             await asyncio.Event().wait()
 
     asyncio.run(main())

@@ -47,14 +47,14 @@ def test_a_plugin_counts_and_goes_on_after_a_restart(house: House, isolation: st
 
     async def main() -> None:
         house.add(3)
-        async with house.host() as host:
+        async with house.host(forked=False) as host:
             assert view(host, "counting").state == "active"
             await until(lambda: house.value("counting") == 3, "three events")
             house.add(2)
             await until(lambda: house.value("counting") == 5, "five events")
             await until(lambda: view(host, "counting").lag == 0, "no lag")
         house.add(4)
-        async with house.host() as host:
+        async with house.host(forked=False) as host:
             await until(lambda: house.value("counting") == 9, "nine events")
             shown = view(host, "counting")
             lane = host.lanes()[0]

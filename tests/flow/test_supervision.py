@@ -125,8 +125,8 @@ def test_only_the_work_of_a_plugin_is_blamed_on_it_and_not_the_work_of_its_chang
     async def main() -> None:
         async with house.host() as host:
             sys.setswitchinterval(5.0)  # Python code then keeps the lock, as C code does that never lets go of it
-            await blocked("reload:counting", 2)
-            await blocked("retire:counting", 2)
+            await blocked("reload:counting", 1)
+            await blocked("retire:counting", 1)
             tries = 0
             while view(host, "counting").state == "active" and view(host, "counting").isolation == "thread":
                 await blocked("lane:counting", 1)

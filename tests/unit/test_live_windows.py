@@ -194,7 +194,7 @@ def order(change: Change) -> tuple[int, str, tuple[tuple[str, str], ...]]:
     return change.start, change.metric, tuple(change.labels.items())
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 @given(STEPS, st.integers(-3, 2))
 def test_figures_are_those_of_counting_one_event_after_the_other(
     steps: list[tuple[str, list[Row], int, bool]], since: int

@@ -23,9 +23,20 @@ _SECRETS: Final = frozenset(
 """The host's own secrets, and that of who calls its commands."""
 
 
+_BLAS_THREADS: Final = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+"""Where OpenBLAS looks, the first that is set."""
+
+
 def environment() -> dict[str, str]:
-    """What a process that runs a plugin's code inherits: the host's modules, and none of its secrets."""
-    return {**without_secrets(), "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    """What a process that runs a plugin's code inherits: the host's modules, and none of its secrets.
+
+    numpy's linear algebra gets one thread, unless the operator has set how many: else each plugin's process would
+    start as many as there are processors, for work that most never do.
+    """
+    given = {**without_secrets(), "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    if not given.keys() & set(_BLAS_THREADS):
+        given[_BLAS_THREADS[0]] = "1"
+    return given
 
 
 def without_secrets() -> dict[str, str]:

@@ -26,7 +26,17 @@ _LINE: Final = 16_384
 
 _log = structlog.get_logger(__name__)
 
-_WORKER: Final = "analytics_core.host.running.worker"
+
+def launch(lane: int, calls: int, life: int) -> subprocess.Popen[bytes]:
+    """A worker in an interpreter of its own that inherits these three descriptors; it writes to ``stdout``."""
+    return subprocess.Popen(  # noqa: S603 - this interpreter and the host's own module
+        [sys.executable, "-P", "-X", "faulthandler", "-m", __package__, str(lane), str(calls), str(life)],
+        pass_fds=(lane, calls, life),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(),
+    )
 
 
 class WorkerProcess:
@@ -42,24 +52,8 @@ class WorkerProcess:
         self._number = 0
         self._cpu_before: float | None = None
         self._why = ""
-        fds = (lane_theirs.fileno(), calls_theirs.fileno(), life_theirs)
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - this interpreter and the host's own module
-                [
-                    sys.executable,
-                    "-P",
-                    "-X",
-                    "faulthandler",
-                    "-m",
-                    "analytics_core.host.running.worker",
-                    *map(str, fds),
-                ],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=environment(),
-            )
+            self._process = launch(lane_theirs.fileno(), calls_theirs.fileno(), life_theirs)
         finally:
             lane_theirs.close()
             calls_theirs.close()

@@ -15,10 +15,8 @@ from analytics_core.host.running.process import ProcessFold, WorkerProcess, spec
 from analytics_core.host.running.runtime import Beat, OfSubject, Subject
 from analytics_core.host.running.wire import Trusted
 from analytics_core.lanes.fold import Backlog, Fold
+from analytics_core.manifest import DEFAULT_MEMORY_MB
 from analytics_core.records import ProcessResult
-
-DEFAULT_MEMORY_MB: Final = 1024
-
 
 class ProcessRuntime(OfSubject):
     """The plugin has a process of its own, which is started anew when it has ended."""

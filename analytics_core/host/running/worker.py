@@ -1,6 +1,6 @@
 """The process of an ``isolation: process`` plugin. `analytics_core.host.running.process` is the host's side of it.
 
-Run as ``python -m analytics_core.host.running.worker LANE CALLS LIFE``, the numbers of three inherited descriptors.
+Run as ``python -m analytics_core.host.running LANE CALLS LIFE``, the numbers of three inherited descriptors.
 The main thread serves the lane, one request at a time; a second thread runs an event loop that serves the concurrent
 hooks on the second instance, so that a long ``process`` holds up no ``insight``. Events do not pass through the
 sockets: the worker reads the log itself, at the positions that the host names.
@@ -210,7 +210,3 @@ def main() -> None:
         code = 0
     sys.stdout.flush()
     os._exit(code)  # without waiting for plugin threads, which may never end
-
-
-if __name__ == "__main__":
-    main()

@@ -192,7 +192,7 @@ def streams(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 
 @given(streams(), st.integers(0, 2**31))
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_batches_and_generations_change_nothing(rows: list[dict[str, Any]], seed: int) -> None:
     check_deterministic(UserBehavior, rows, seed=seed)
 
@@ -207,7 +207,7 @@ def test_the_contract_of_plugins_is_kept() -> None:
 
 
 @given(streams())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @example([event("u", 0, received_at=at(0)), event("u", 0, received_at=at(0))])
 def test_ended_sessions_are_those_of_a_plain_simulation(rows: list[dict[str, Any]]) -> None:
     result = run(UserBehavior, [batch(rows), quiet(10_000)])
