@@ -378,9 +378,10 @@ class NoServerError(AnalyticsError):
 
 
 class ServerRefusedError(AnalyticsError):
-    """The server answered what the command cannot go on with."""
+    """The server answered what the command cannot go on with: the HTTP status ``answered``."""
 
     def __init__(self, url: str, status: int, detail: str, advice: str = "") -> None:
+        self.answered = status
         super().__init__(f"{url} answered {status}: {detail}{f'; {advice}' if advice else ''}")
 
 

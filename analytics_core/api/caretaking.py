@@ -12,7 +12,7 @@ from analytics_core.api.auth import Identity
 from analytics_core.api.operations import Content, Operation, Parameter, query_of, reply, words
 from analytics_core.api.plugins import LaneRow, lane_rows
 from analytics_core.api.services import Services
-from analytics_core.errors import ParameterError
+from analytics_core.errors import NotFoundError, ParameterError, PluginUnavailableError
 from analytics_core.host.code.threads import on_own_thread
 from analytics_core.host.examining.examination import Examination
 from analytics_core.host.examining.explanation import Explanation
@@ -93,7 +93,15 @@ async def _switch(
 
 
 async def reload(request: web.Request, services: Services, _: Identity) -> web.Response:
-    return reply(await asyncio.to_thread(services.caretaker.reload, request.match_info["name"]))
+    name = request.match_info["name"]
+    try:
+        return reply(await asyncio.to_thread(services.caretaker.reload, name))
+    except NotFoundError:
+        view = next((view for view in services.host.views() if view.name == name), None)
+        if view is None:
+            raise
+        why = f"{view.state}{': ' if view.reason else ''}{view.reason}"
+        raise PluginUnavailableError(name, f"is not to run, so nothing is to be reloaded; it is {why}") from None
 
 
 async def reloads(request: web.Request, services: Services, _: Identity) -> web.Response:

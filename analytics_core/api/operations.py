@@ -6,6 +6,7 @@ Routes, authorisation and the OpenAPI document are all made from the same list, 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final, Literal, TypeVar
 
@@ -31,6 +32,7 @@ T = TypeVar("T")
 Handler = Callable[[web.Request, Services, Identity], Awaitable[web.StreamResponse]]
 AiohttpHandler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 JSON: Final = "application/json"
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
 
 
 class Parameter(Struct, frozen=True):
@@ -143,12 +145,21 @@ async def read_json(request: web.Request, services: Services, type_: type[T]) ->
     try:
         return msgspec.json.decode(body or b"{}", type=type_)
     except msgspec.ValidationError as problem:
-        what, _, where = str(problem).partition(" - at `$.")
-        raise ParameterError(where.rstrip("`") or "body", what[:1].lower() + what[1:]) from None
+        raise _misfit(str(problem), type_) from None
     except msgspec.DecodeError as problem:
         raise MalformedBodyError(str(problem)) from None
     except RecursionError:
         raise MalformedBodyError("its JSON is nested too deeply") from None
+
+
+def _misfit(problem: str, type_: type) -> ParameterError:
+    """What msgspec says of a member that does not fit ``type_``; of an unknown one also which there are."""
+    what, _, where = problem.partition(" - at `$.")
+    unknown = _UNKNOWN.fullmatch(what)
+    if unknown is None or where or not issubclass(type_, Struct):
+        return ParameterError(where.rstrip("`") or "body", what[:1].lower() + what[1:])
+    known = [field.encode_name for field in msgspec.structs.fields(type_)]
+    return ParameterError(unknown[1], f"is not known here{near(unknown[1], known)}")
 
 
 def query_of(request: web.Request, known: Collection[str]) -> Mapping[str, str]:

@@ -14,9 +14,9 @@ from analytics_core.api.auth import Identity
 from analytics_core.api.caretaking import operation
 from analytics_core.api.operations import Content, Parameter, read_json, reply
 from analytics_core.api.services import Services
-from analytics_core.errors import ParameterError
+from analytics_core.errors import NotFoundError, ParameterError
 from analytics_core.events import moment
-from analytics_core.host.replaying.replay import ReplayView
+from analytics_core.host.replaying.view import ReplayView
 from analytics_core.metrics.buckets import instant
 from analytics_core.queries.ranges import time_range
 
@@ -41,7 +41,10 @@ async def begin(request: web.Request, services: Services, _: Identity) -> web.Re
 
 
 async def replays(request: web.Request, services: Services, _: Identity) -> web.Response:
-    return reply(ReplaysReply(services.replays.of(request.match_info["name"])))
+    name, known = request.match_info["name"], [view.name for view in services.host.views()]
+    if name not in known:
+        raise NotFoundError("plugin", name, known)
+    return reply(ReplaysReply(services.replays.of(name)))
 
 
 async def view(request: web.Request, services: Services, _: Identity) -> web.Response:
@@ -64,12 +67,20 @@ def since_of(given: str | None, now: datetime) -> datetime | None:
     """:raises ParameterError: for what is neither a span, a date nor a time, or lies in the future."""
     if given is None:
         return None
-    if given.strip()[-1:] in ("m", "h", "d", "w"):
-        return time_range(given, "UTC", now, "since").start
-    at = moment(instant(given, "UTC", "since"))
+    try:
+        at = _span_or_time(given, now)
+    except ParameterError:
+        valid = "a span such as '30d' or '12w', a date (2025-01-31), or an ISO 8601 time from 2000 on"
+        raise ParameterError("since", f"{given[:64]!r} is no past time; valid are {valid}") from None
     if at > now:
         raise ParameterError("since", f"{at.isoformat()} is in the future")
     return at
+
+
+def _span_or_time(given: str, now: datetime) -> datetime:
+    if given.strip()[-1:] in ("m", "h", "d", "w"):
+        return time_range(given, "UTC", now, "since").start
+    return moment(instant(given, "UTC", "since"))
 
 
 _PATH: Final = "/api/v1/plugins/{name}/replays"
@@ -92,6 +103,7 @@ OPERATIONS: Final = (
         handler=replays,
         summary="The latest replay of a plugin",
         replies={200: Content(ReplaysReply)},
+        refusals=(404,),
     ),
     operation(
         "GET",

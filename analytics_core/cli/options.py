@@ -14,6 +14,7 @@ from analytics_core.config import Settings, load_settings
 from analytics_core.errors import ConfigError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_MANIFESTS: Final = Path("manifests")
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -29,11 +30,10 @@ def _all(*options: Callable[[Command], Command]) -> Callable[[Command], Command]
 manifests_option: Final = click.option(
     "--manifests",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("manifests"),
     envvar="ANALYTICS_MANIFESTS_DIR",
     show_envvar=True,
-    show_default=True,
-    help="Where the manifests are.",
+    show_default=str(_MANIFESTS),
+    help="Where the manifests are: a folder that exists, unless it is the default.",
 )
 data_option: Final = click.option(
     "--data-dir", type=click.Path(file_okay=False, path_type=Path), help="Where data is kept; else ANALYTICS_DATA_DIR."
@@ -59,7 +59,7 @@ server_options: Final = _all(
 
 
 def settings(
-    manifests: Path,
+    manifests: Path | None,
     *,
     host: str | None = None,
     port: int | None = None,
@@ -71,10 +71,15 @@ def settings(
 ) -> Settings:
     """The settings of the manifests and the environment, with what was told on the command line over them.
 
-    :raises ConfigError: naming the file and key, or the option.
+    :raises ConfigError: naming the file and key, or the option, or a folder of ``manifests`` that does not exist: what
+        the operator has disabled there would begin to run.
     """
+    if manifests is not None and not manifests.exists():
+        raise ConfigError(
+            str(manifests), "does not exist; the folder that --manifests or ANALYTICS_MANIFESTS_DIR names must exist"
+        )
     return load_settings(
-        manifests,
+        manifests or _MANIFESTS,
         os.environ,
         server={"host": host, "port": port, "insecure": insecure},
         storage={"data_dir": data_dir},

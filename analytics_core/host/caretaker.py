@@ -15,7 +15,7 @@ from analytics_core.errors import BusyError, NotFoundError
 from analytics_core.host.examining.doctor import examinations
 from analytics_core.host.examining.examination import Examination
 from analytics_core.host.examining.explanation import Explanation, explain_installed, explain_row, with_line
-from analytics_core.host.examining.inspection import Inspection, inspected
+from analytics_core.host.examining.inspection import Inspection, as_seen, inspected
 from analytics_core.host.installed.discovery import discover
 from analytics_core.host.installed.selection import choose
 from analytics_core.host.intent import set_enabled
@@ -78,10 +78,8 @@ class Caretaker:
         choices = {choice.name: choice for choice in choose(discover(), self._settings, deployment)}
         if name not in choices:
             raise NotFoundError("plugin", name, choices)
-        plain = inspected(choices[name], deployment)
-        if view is None:
-            return plain, None
-        return msgspec.structs.replace(plain, state=view.state, reason=view.reason, source="host"), view
+        plain = inspected(choices[name], deployment, self._settings)
+        return (plain if view is None else as_seen(plain, msgspec.to_builtins(view), "host")), view
 
     def switch(self, name: str, enabled: bool, *, by: str, reason: str = "") -> Taken:
         """Enable or disable a plugin in the manifests and at once.

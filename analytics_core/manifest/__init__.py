@@ -5,6 +5,7 @@ from analytics_core.manifest.filling import Filled
 from analytics_core.manifest.fitting import fit
 from analytics_core.manifest.json_schema import fit_schema, schema_problem
 from analytics_core.manifest.models import (
+    DEFAULT_MEMORY_MB,
     TENANT,
     AnalysisManifest,
     ChannelManifest,
@@ -26,6 +27,7 @@ from analytics_core.manifest.secrets import MASK, masked
 from analytics_core.manifest.source import Document, Source, read_documents
 
 __all__ = [
+    "DEFAULT_MEMORY_MB",
     "KINDS",
     "MASK",
     "TENANT",

@@ -99,6 +99,10 @@ class Provides(Struct, frozen=True, forbid_unknown_fields=True):
                 yield ("channels", index, "settings", *problem[0]), problem[1]
 
 
+DEFAULT_MEMORY_MB: Final = 1024
+"""What the process of a plugin may take when neither its author nor the operator says so."""
+
+
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of one plugin; None takes the host's. Memory and CPU hold for ``isolation: process`` only."""
 

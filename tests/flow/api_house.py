@@ -27,7 +27,7 @@ from analytics_core.host.examining.explanation import Explanation
 from analytics_core.host.examining.inspection import Inspection
 from analytics_core.host.life.change import ReloadReceipt
 from analytics_core.host.reloader import ManifestsView
-from analytics_core.host.replaying.replay import ReplayState, ReplayView
+from analytics_core.host.replaying.view import ReplayState, ReplayView
 from analytics_core.lanes import LaneView
 from analytics_core.lanes.maintenance import HeldRetention
 from analytics_core.live import Live
@@ -138,6 +138,10 @@ class StandIns:
         return [Examination(plugin="user-behavior")]
 
     # foreign protocols
+
+    @property
+    def calls(self) -> StandIns:
+        return self
 
     def route(self, method: str, path: str) -> str | None:
         return "foreign" if (method, path) == ("POST", "/foreign/track") else None

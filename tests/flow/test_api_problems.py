@@ -142,7 +142,12 @@ BODIES = {
     "no object": ("/api/v1/analyses/funnel", b"[1]", 422, "expected `object`, got `array`"),
     "missing": ("/api/analytics/submit", b'{"type": "x"}', 422, "missing required field `data`"),
     "wrong type": ("/api/analytics/query", b'{"limit": "many"}', 422, "limit: expected `int`"),
-    "unknown member": ("/api/analytics/query", b'{"limits": 5}', 422, "`limits`"),
+    "unknown member": (
+        "/api/analytics/query",
+        b'{"limits": 5}',
+        422,
+        "limits: is not known here; did you mean 'limit'?",
+    ),
     "unknown type": ("/api/analytics/query", b'{"type": "user-behaviour"}', 404, "did you mean 'user-behavior'?"),
     "range": ("/api/analytics/query", b'{"timeRange": "soon"}', 422, "timeRange: 'soon' is no span"),
     "backwards": (
@@ -366,7 +371,8 @@ def _requests() -> list[tuple[Any, str, dict[str, Any]]]:
     }
     found = []
     for operation in api.OPERATIONS:
-        path = operation.path.replace("{name}", "funnel").replace("{id}", "acme-1")
+        name = "user-behavior" if "/plugins/" in operation.path else "funnel"
+        path = operation.path.replace("{name}", name).replace("{id}", "acme-1")
         if path == "/api/v1/metrics":
             path += "?metrics=a"
         given = {"json": bodies.get(path, {})} if operation.method == "POST" else {}

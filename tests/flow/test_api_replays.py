@@ -12,7 +12,7 @@ from analytics_core.config import Settings
 from analytics_core.errors import ParameterError, ReplayError
 from tests.flow.api_house import AUTH, opened
 
-PATH = "/api/v1/plugins/shop/replays"
+PATH = "/api/v1/plugins/user-behavior/replays"
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
@@ -21,7 +21,7 @@ def test_a_replay_over_http() -> None:
         async with opened(Settings(auth=AUTH)) as house:
             begun = await house.ask("POST", PATH, "acme-operator", json={"since": "2025-01-02"})
             assert (begun.status, begun.body["id"]) == (202, "acme-1")
-            assert house.behind.asked == [("begin", "shop", datetime(2025, 1, 2, tzinfo=UTC))]
+            assert house.behind.asked == [("begin", "user-behavior", datetime(2025, 1, 2, tzinfo=UTC))]
             seen = await house.ask("GET", f"{PATH}/acme-1", "acme-operator")
             assert seen.body["difference"]["equal"] is True
             assert (await house.ask("GET", PATH, "acme-operator")).body == {"replays": [seen.body]}
@@ -29,7 +29,10 @@ def test_a_replay_over_http() -> None:
             assert (switched.status, switched.body["state"]) == (200, "switched")
             gone = await house.ask("DELETE", f"{PATH}/acme-1", "acme-operator")
             assert (gone.status, gone.body["state"]) == (200, "discarded")
-            assert house.behind.asked[1:] == [("switch to", "shop", "acme-1"), ("discard", "shop", "acme-1")]
+            assert house.behind.asked[1:] == [
+                ("switch to", "user-behavior", "acme-1"),
+                ("discard", "user-behavior", "acme-1"),
+            ]
 
     asyncio.run(scenario())
 
@@ -40,12 +43,23 @@ def test_refusals_are_problems() -> None:
             unknown = await house.ask("GET", f"{PATH}/acme-2", "acme-operator")
             assert (unknown.status, unknown.body["detail"]) == (
                 404,
-                "no replay of 'shop' is named 'acme-2'; did you mean 'acme-1'?",
+                "no replay of 'user-behavior' is named 'acme-2'; did you mean 'acme-1'?",
             )
-            for body, parameter in (({"since": "yesterday"}, "since"), ({"sinse": "30d"}, "sinse")):
+            strange = await house.ask("GET", PATH.replace("behavior", "behaviour"), "acme-operator")
+            assert (strange.status, strange.body["detail"]) == (
+                404,
+                "no plugin is named 'user-behaviour'; did you mean 'user-behavior'?",
+            )
+            for body, said in (
+                (
+                    {"since": "banana"},
+                    "since: 'banana' is no past time; valid are a span such as '30d' or '12w', a date",
+                ),
+                ({"sinse": "30d"}, "sinse: is not known here; did you mean 'since'?"),
+                ({"every": "30d"}, "every: is not known here; valid are: since"),
+            ):
                 bad = await house.ask("POST", PATH, "acme-operator", json=body)
-                assert bad.status == 422
-                assert parameter in bad.body["detail"]
+                assert (bad.status, bad.body["detail"][: len(said)]) == (422, said)
             house.behind.fail = ReplayError("shop", "replay 1 is ready")
             twice = await house.ask("POST", PATH, "acme-operator", json={})
             assert (twice.status, twice.body["title"]) == (409, "Replay not possible")

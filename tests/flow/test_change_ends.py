@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from analytics_core.host.life.attempt import Attempt
 from analytics_core.host.life.budget import RestartPolicy
@@ -265,6 +268,74 @@ def test_what_a_reload_has_brought_in_is_no_change_at_the_next_look(house: House
             rewrite(house, "counting", TWICE)
             assert (await asyncio.to_thread(host.reload, "counting")).outcome == "active"
             assert await refreshed(host) == []
+
+    asyncio.run(main())
+
+
+FAILING = COUNTING.replace("self.n += len(batch)", "self.n += len(batch)\n    assert self.n < 4, 'four'")
+RARELY = RestartPolicy(backoff=600.0, backoff_most=600.0)
+"""What has failed stays between two attempts."""
+
+
+def test_what_follows_a_failed_generation_has_to_get_further(house: House) -> None:
+    house.install("counting", FAILING, isolation="thread")
+
+    async def main() -> None:
+        async with house.host(restarts=RARELY) as host:
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            house.add(1)
+            await until_state(host, "counting", "degraded")
+            with capture_logs() as logs:
+                again = await asyncio.to_thread(host.reload, "counting")
+            assert (again.outcome, again.after) == ("rolled_back", 2)
+            assert "hook 'process' failed: AssertionError: four (" in again.reason
+            assert [line["exc_info"] is not None for line in logs if line["event"] == "reload_failed"] == [True]
+            assert view(host, "counting").generation == 1
+            rewrite(house, "counting", TWICE)
+            mended = await asyncio.to_thread(host.reload, "counting")
+            assert (mended.outcome, mended.reason, mended.events_lost) == ("active", "", 0)
+            await until(lambda: house.value("counting") == 8, "twice four")
+
+    asyncio.run(main())
+
+
+def test_a_generation_that_has_nothing_to_show_yet_is_said_to_be_untried(house: House) -> None:
+    pid = house.data / "pid"
+    body = COUNTING.replace("self.n = 0", f"self.n = 0; Path({str(pid)!r}).write_text(str(os.getpid()))")
+    house.install("counting", body, isolation="process")
+
+    async def main() -> None:
+        async with house.host(restarts=RARELY) as host:
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            await until(lambda: host.lanes()[0].lag == 0, "all is done")
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+            await until_state(host, "counting", "degraded")
+            found = await asyncio.to_thread(host.reload, "counting")
+            assert found.outcome == "active"
+            assert found.reason == "untried: what ran before had failed, and nothing has been processed since"
+
+    asyncio.run(main())
+
+
+def test_between_two_attempts_a_plugin_shows_how_far_it_was(house: House, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    body = FAILING + setup(f"[time.sleep(0.005) for _ in iter(Path({str(gate)!r}).exists, False)]")
+    house.install("counting", body, SETUP, isolation="thread")
+
+    async def main() -> None:
+        async with house.host() as host:
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            gate.touch()
+            house.add(2)
+            await until_state(host, "counting", "degraded")
+            await until(lambda: any(t.name == "lane:counting" for t in threading.enumerate()), "the next attempt")
+            seen, (lane,) = view(host, "counting"), host.lanes()
+            assert (seen.state, seen.lag, seen.events_processed) == ("degraded", 2, 3)
+            assert (lane.state, lane.position, lane.lag, lane.events) == ("degraded", 3, 2, 3)
+            gate.unlink()
 
     asyncio.run(main())
 

@@ -109,6 +109,35 @@ def test_the_manifests_may_be_named_by_the_environment(tmp_path: Path) -> None:
     assert invoke("plugins", "list", ANALYTICS_MANIFESTS_DIR=str(wrong_manifests(tmp_path))).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("serve",),
+        ("plugins", "list"),
+        ("plugins", "doctor"),
+        ("plugins", "lock"),
+        ("plugins", "why", "shop"),
+        ("plugins", "disable", "shop"),
+    ],
+)
+def test_a_folder_of_manifests_that_is_named_has_to_exist(tmp_path: Path, command: tuple[str, ...]) -> None:
+    folder = tmp_path / "absent"
+    by_option = invoke(*command, "--manifests", str(folder), ANALYTICS_DATA_DIR=str(tmp_path / "data"))
+    by_variable = invoke(*command, ANALYTICS_MANIFESTS_DIR=str(folder), ANALYTICS_DATA_DIR=str(tmp_path / "data"))
+    for result in (by_option, by_variable):
+        assert result.exit_code == 2
+        assert result.stderr == (
+            f"analytics: {folder}: does not exist; the folder that --manifests or ANALYTICS_MANIFESTS_DIR names "
+            "must exist\n"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_usual_folder_of_manifests_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke("plugins", "list", "--port", str(closed_port())).exit_code == 0
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = invoke("--debug", "plugins", "list", "--manifests", str(wrong_manifests(tmp_path)))
     assert isinstance(result.exception, ConfigError)
@@ -122,7 +151,7 @@ def test_another_error_has_exit_code_1(tmp_path: Path) -> None:
 
 def test_the_address_of_an_import_is_checked_as_that_of_the_other_commands(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("event,timestamp\nview,2025-01-01\n")
-    told = ("--manifests", str(tmp_path / "manifests"), "--data-dir", str(tmp_path / "data"))
+    told = ("--manifests", str(tmp_path), "--data-dir", str(tmp_path / "data"))
     result = invoke("import", str(tmp_path / "a.csv"), "--url", "localhost:4000", *told)
     assert result.exit_code == 2
     assert result.stderr == "analytics: --url: 'localhost:4000' is no address of a server; valid is http://host:port\n"
@@ -224,6 +253,7 @@ def test_without_a_server_the_installed_plugins_are_read_but_not_imported(tmp_pa
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: sample-plugin\nVersion: 4.5\n")
     (info / "entry_points.txt").write_text("[analytics_core.plugins]\nsample = sample_plugin:plugin.yaml\n")
+    (tmp_path / "manifests").mkdir()
     told = ["plugins", "list", "--json", "--port", str(closed_port()), "--manifests", str(tmp_path / "manifests")]
     shown = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.append({str(package.parent)!r})\n"

@@ -131,7 +131,7 @@ def run(path: Path, server: Ingest, data: Path, *, batch: int = 100, **told: Any
 def command(path: Path, server: Ingest | str, tmp_path: Path, *more: str) -> Result:
     url = server if isinstance(server, str) else server.url
     told = ["import", str(path), "--url", url, "--data-dir", str(tmp_path / "data"), *more]
-    return CliRunner().invoke(main, [*told, "--manifests", str(tmp_path / "manifests")])
+    return CliRunner().invoke(main, [*told, "--manifests", str(tmp_path)])
 
 
 # --- once

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from analytics_core.errors import HookFailedError, HookTimeoutError, MalformedBodyError, PluginError, WorkerDiedError
 from analytics_core.events import EventBatch
@@ -63,8 +65,8 @@ async def neighbours_go_on(house: House, host: PluginHost, expected: int) -> Non
 CRASHES = {
     "raises": ("raise ValueError('bad luck')", "hook 'process' failed: ValueError: bad luck"),
     "sys.exit": ("sys.exit(3)", "hook 'process' failed: SystemExit: 3"),
-    "os._exit": ("os._exit(3)", "its process ended: exit code 3"),
-    "segfault": ("ctypes.string_at(0)", "its process ended: killed by SIGSEGV"),
+    "os._exit": ("os._exit(3)", "its process ended: exit code 3 (during 'process')"),
+    "segfault": ("ctypes.string_at(0)", "its process ended: killed by SIGSEGV (during 'process')"),
     "leak": (
         "hoard = []\n    while True: hoard.append(os.urandom(1 << 16) * 64); time.sleep(0.005)",
         "MB of memory; its limit is 160 MB",
@@ -361,10 +363,11 @@ def test_a_call_that_kills_its_process_fails_and_the_next_is_answered(house: Hou
         async with house.host(restarts=PATIENT) as host:
             await until_state(host, "faulty", "active")
             ask = Question(analysis="q", tenant="a", range=TimeRange(T0, T0), parameters={"die": True})
-            with pytest.raises(WorkerDiedError, match="killed by SIGKILL"):
+            with pytest.raises(WorkerDiedError, match=r"killed by SIGKILL \(during 'insight'\)"):
                 await host.calls.insight(ask, Spec())
             house.add(1)
             await until(lambda: "degraded" in house.states("faulty"), "the death was seen")
+            assert any(b"(during 'insight')" in message.body for message in house.pushed)
             await until_state(host, "faulty", "active")
             ask = Question(analysis="q", tenant="a", range=TimeRange(T0, T0))
             assert (await host.calls.insight(ask, Spec())).table == [{"n": 1}]
@@ -498,6 +501,55 @@ def test_folds_that_hang_leave_no_more_than_so_many_threads(house: House) -> Non
             gate.touch()
             await until(lambda: not any(t.name == "fold:hangs" for t in threading.enumerate()), "the threads' end")
             assert (await host.calls.fold_once("hangs", [one])).metrics == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_the_log_has_the_trace_of_what_a_hook_raises_and_the_reason_its_line(house: House, isolation: str) -> None:
+    house.install("faulty", FAULTY, COUNTING_HOOKS, head=once(house, "{}['missing']"), isolation=isolation)
+
+    async def main() -> None:
+        async with house.host(restarts=PATIENT):
+            house.add(3)
+            await until(lambda: house.value("faulty") == 3, "the exact count")
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    (failed,) = (line for line in logs if line["event"] == "plugin_failed")
+    (source,) = house.site.glob("plugin_faulty_*/__init__.py")
+    number = source.read_text().splitlines().index("    {}['missing']") + 1
+    trace = "".join(traceback.format_exception(failed["exc_info"]))
+    assert f'File "{source}", line {number}, in fault\n' in trace
+    assert "KeyError: 'missing'" in trace
+    assert f"hook 'process' failed: KeyError: 'missing' ({source}, line {number})" in failed["problem"]
+    assert any(f"({source}, line {number})" in message.body.decode() for message in house.pushed)
+
+
+def test_signals_to_the_whole_group_are_for_the_host_and_for_what_a_plugin_starts(house: House, tmp_path: Path) -> None:
+    body = COUNTING.replace(
+        "    if len(batch):\n",
+        f"""    if len(batch):
+        Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
+        child = os.fork()
+        if not child: time.sleep(60), os._exit(1)
+        os.kill(child, 15)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == 15
+""",
+    )
+    house.install("counting", body, isolation="process")
+
+    async def main() -> None:
+        async with house.host() as host:
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            pid = int((tmp_path / "pid").read_text())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(pid, number)
+            house.add(4)
+            await until(lambda: house.value("counting") == 7, "it goes on")
+            assert int((tmp_path / "pid").read_text()) == pid
+            assert view(host, "counting").errors == 0
 
     asyncio.run(main())
 

@@ -160,6 +160,19 @@ def test_without_auth_a_page_of_somebody_else_changes_nothing(tmp_path: Path, or
     asyncio.run(scenario())
 
 
+def test_what_is_not_to_run_is_known_and_says_why_it_is_not_reloaded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as made:
+            made.behind.state = "invalid"
+            made.behind.fail = NotFoundError("running plugin", "user-behavior", ["other"])
+            known = await operate(made, "POST", f"{PLUGINS}/user-behavior/reload")
+            assert (known.status, known.body["title"]) == (503, "Plugin unavailable")
+            assert known.body["detail"].endswith("nothing is to be reloaded; it is invalid: a row of globex")
+            assert (await operate(made, "POST", f"{PLUGINS}/another/reload")).status == 404
+
+    asyncio.run(scenario())
+
+
 def test_what_is_written_but_not_taken_in_says_why(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as made:

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 
 from analytics_core.config import Lanes
-from analytics_core.errors import NotFoundError, PluginUnavailableError, ReplayError
+from analytics_core.errors import NotFoundError, ReplayError
 from analytics_core.host.plugins import PluginHost
-from analytics_core.host.replaying.replay import ReplayView
 from analytics_core.host.replaying.replays import Replays
+from analytics_core.host.replaying.view import ReplayView
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.state.sqlite_side import SqliteSides
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, QUICK, T0, House, until, until_state, view
@@ -286,6 +286,8 @@ def test_a_plugin_that_rests_keeps_its_replay_ready(house: House, tmp_path: Path
             await until_state(host, "counting", "quarantined")
             with pytest.raises(ReplayError, match="does not run just now"):
                 await switched(replays, found)
+            with pytest.raises(ReplayError, match="only a plugin that runs is replayed; just now it is quarantined: "):
+                replays.begin("counting")
             assert replays.of("counting")[0].state == "ready"
 
     asyncio.run(main())
@@ -330,7 +332,7 @@ def test_what_cannot_be_replayed_says_why(house: House) -> None:
                 replays.begin("asked")
             with pytest.raises(ReplayError, match=r"its reload\.strategy is restart"):
                 replays.begin("alone")
-            with pytest.raises(PluginUnavailableError, match="is load_error"):
+            with pytest.raises(ReplayError, match="just now it is load_error: "):
                 replays.begin("broken")
             with pytest.raises(NotFoundError, match="did you mean 'asked'"):
                 replays.begin("askd")

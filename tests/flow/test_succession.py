@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from analytics_core.host.life.budget import RestartPolicy
-from analytics_core.manifest import Deployment, PluginSettingsManifest
+from analytics_core.manifest import Deployment, Limits, PluginSettingsManifest
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, House, until, until_state, view
 from tests.flow.test_reload import TWICE, receipt, refreshed, rewrite
 
@@ -166,6 +166,33 @@ def test_a_plugin_that_comes_back_is_another_generation(house: House) -> None:
             seen = await until_state(host, "counting", "active")
             assert seen.generation == 2
             house.add(4)
+            await until(lambda: house.value("counting") == 7, "from its checkpoint on")
+
+    asyncio.run(main())
+
+
+def test_what_is_uninstalled_stops_though_a_manifest_names_it(house: House) -> None:
+    house.install("counting", isolation="thread")
+    named = Deployment(plugins={"counting": PluginSettingsManifest(name="counting", limits=Limits(call_seconds=9))})
+
+    async def main() -> None:
+        async with house.host(deployment=named) as host:
+            house.add(3)
+            await until(lambda: house.value("counting") == 3, "the first events")
+            (entry,) = house.site.glob("plugin_counting_*.dist-info/entry_points.txt")
+            text = entry.read_text()
+            entry.unlink()
+            assert await refreshed(host) == ["counting"]
+            gone = view(host, "counting")
+            assert (gone.state, gone.reason) == (
+                "unresolved",
+                "a plugin-settings manifest names it, but it is not installed",
+            )
+            assert (gone.version, gone.hooks, host.lanes()) == ("", [], [])
+            house.add(4)
+            entry.write_text(text)
+            assert await refreshed(host) == ["counting"]
+            assert (await until_state(host, "counting", "active")).generation == 2
             await until(lambda: house.value("counting") == 7, "from its checkpoint on")
 
     asyncio.run(main())

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from analytics_core import cli
 from analytics_core.cli.plugins import command as plugins
+from analytics_core.cli.plugins import why
 from analytics_core.manifest import MASK
 from tests.unit.cli_plugins_site import NOBODY, Site, answering
 
@@ -179,7 +180,7 @@ def row(name: str, state: str, reason: str | None = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("state", "code"),
-    [("active", 0), ("retrying", 0), ("half_open", 0), ("quarantined", 1), ("start_error", 1), ("invalid", 1)],
+    [("active", 0), ("half_open", 0), ("quarantined", 1), ("start_error", 1), ("invalid", 1)],
 )
 def test_a_running_server_is_believed(site: Site, server: tuple[str, Any], state: str, code: int) -> None:
     port, rows = server
@@ -199,7 +200,10 @@ def test_who_may_not_see_the_reason_is_told_so(site: Site, server: tuple[str, An
     assert "to the key of an operator only" in site.run("why", "shop", "--port", port).stdout
 
 
-def test_a_plugin_that_the_server_does_not_know_yet(site: Site, server: tuple[str, Any]) -> None:
+def test_a_plugin_that_the_server_does_not_know_yet(
+    site: Site, server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(why, "_PATIENCE", 0.0)
     port, rows = server
     rows.append(row("other", "active"))
     site.plugin("shop", requires={"plugins": {"missing": ""}})
@@ -209,6 +213,31 @@ def test_a_plugin_that_the_server_does_not_know_yet(site: Site, server: tuple[st
     assert "by itself: requires 'missing'" in told["reason"]
     told_url = site.run("why", "othr", "--url", f"http://127.0.0.1:{port}")
     assert (told_url.exit_code, told_url.stderr) == (2, "analytics: no plugin is named 'othr'; did you mean 'other'?\n")
+
+
+@pytest.mark.parametrize("state", ["discovered", "loading", "starting", "retrying"])
+def test_one_that_is_starting_does_not_run_yet(
+    site: Site, server: tuple[str, Any], monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(why, "_PATIENCE", 0.0)
+    port, rows = server
+    rows.append(row("shop", state))
+    shown = site.run("why", "shop", "--port", port)
+    assert (shown.exit_code, shown.stdout.startswith(f"… shop is starting: {state} since ")) == (1, True)
+    assert site.json("why", "shop", "--port", port)["runs"] is False
+
+
+def test_the_end_of_a_start_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(why, "_STEP", 0.0)
+    site.plugin("shop")
+    looks = iter([[], [row("shop", "discovered")], [row("shop", "loading")]])
+
+    def reply(request: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        return 200, json.dumps({"plugins": next(looks, [row("shop", "active")])}).encode()
+
+    with answering(reply) as port:
+        shown = site.run("why", "shop", "--port", port)
+    assert (shown.exit_code, shown.stdout.startswith("✓ shop runs: active since ")) == (0, True)
 
 
 # --- inspect
@@ -268,9 +297,47 @@ def test_inspect_shows_what_cannot_be_read(site: Site) -> None:
     assert told["manifest_file"] == str(home / "plugin.yaml")
 
 
+def test_inspect_shows_nothing_of_what_is_only_named(site: Site) -> None:
+    site.operator("shop", limits={"call_seconds": 9})
+    shown = site.run("inspect", "shop", *NOBODY)
+    name, state = shown.stdout.splitlines()
+    assert name == "shop"
+    assert "unresolved: a plugin-settings manifest names it, but it is not installed" in state
+
+
 def test_inspect_takes_the_state_from_the_server(site: Site, server: tuple[str, Any]) -> None:
     port, rows = server
     rows.append(row("shop", "quarantined", "too often"))
     site.plugin("shop")
     told = site.json("inspect", "shop", "--port", port)
     assert (told["state"], told["reason"], told["source"]) == ("quarantined", "too often", f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("isolation", "limits", "held"),
+    [
+        ("process", {}, {"memory_mb": 1024, "cpu_seconds": None, "call_seconds": 30.0}),
+        ("process", {"memory_mb": 64, "cpu_seconds": 2}, {"memory_mb": 64, "cpu_seconds": 2.0, "call_seconds": 30.0}),
+        ("thread", {"memory_mb": 64}, {"memory_mb": None, "cpu_seconds": None, "call_seconds": 30.0}),
+    ],
+)
+def test_inspect_shows_the_limits_that_hold(
+    site: Site, isolation: str, limits: dict[str, Any], held: dict[str, Any]
+) -> None:
+    site.plugin("shop", isolation=isolation, limits=limits)
+    assert site.json("inspect", "shop", *NOBODY)["limits"] == held
+    (line,) = [line for line in site.run("inspect", "shop", *NOBODY).stdout.splitlines() if "  limits" in line]
+    assert "call_seconds 30.0" in line
+
+
+@pytest.mark.parametrize(("state", "marked"), [("rolled_back", True), ("restart_required", True), ("active", False)])
+def test_inspect_marks_a_manifest_that_is_not_what_runs(
+    site: Site, server: tuple[str, Any], state: str, marked: bool
+) -> None:
+    port, rows = server
+    rows.append(row("shop", state, "because"))
+    home = site.plugin("shop")
+    note = "on disk; generation 2 runs another" if marked else ""
+    assert site.json("inspect", "shop", "--port", port)["note"] == note
+    shown = site.run("inspect", "shop", "--port", port).stdout
+    assert f"{home / 'plugin.yaml'}{f' ({note})' if note else ''}\n" in shown

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from analytics_core import cli
 from analytics_core.cli.plugins import replaying
 from analytics_core.host.life.change import ReloadReceipt
-from analytics_core.host.replaying.replay import ReplayState, ReplayView
+from analytics_core.host.replaying.view import ReplayState, ReplayView
 from analytics_core.state.side import Change, Counted, Difference
 
 DAY = datetime(2025, 1, 1, tzinfo=UTC)
@@ -41,6 +41,7 @@ class House:
         self.asked: list[tuple[str, Any]] = []
         self.difference = DIFFERS
         self.fails = ""
+        self.refuses = 0
         self.waiting: ReplayView | None = None
         self.looked: Callable[[], ReplayView | None] = lambda: self.waiting
         self.port = 0
@@ -59,6 +60,8 @@ class House:
         if action == "GET":
             return 200, {"replays": [latest] if (latest := self.looked()) else []}
         self.asked.append((action, body))
+        if action == "POST" and self.refuses:
+            return self.refuses, {"detail": "no"}
         if action == "POST":
             failed = self.view("failed", reason=self.fails) if self.fails else None
             self.waiting = failed or self.view("ready", difference=self.difference)
@@ -213,3 +216,25 @@ def test_it_needs_a_server(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.main, ["plugins", "replay", "shop", "--port", "1", "--manifests", str(tmp_path)])
     assert done.exit_code == 1
     assert "no server answers at http://127.0.0.1:1" in done.stderr
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_what_it_waits_for_is_a_line_each_time_it_changes(house: House, more: tuple[str, ...]) -> None:
+    looks = [*(["gone"] * 3), *([""] * 2)]
+    last = house.view("ready", difference=DIFFERS)
+    house.looked = lambda: house.view("replaying", reason=looks.pop(0)) if looks else last
+    house.waiting = house.view("replaying")
+    done = house.run("shop", *more)
+    assert done.stderr.splitlines()[1:] == ["shop: the replay waits: gone", "shop: the replay goes on"]
+
+
+@pytest.mark.parametrize(("status", "code"), [(422, 2), (409, 1)])
+def test_what_the_server_does_not_understand_ends_as_other_bad_input(house: House, status: int, code: int) -> None:
+    house.refuses = status
+    done = house.run("shop", "--since", "banana")
+    assert (done.exit_code, done.stderr.endswith(f" answered {status}: no\n")) == (code, True)
+
+
+def test_why_all_is_rebuilt_is_said(house: House) -> None:
+    house.waiting = house.view("ready", difference=DIFFERS, note="asked for since 2024-12-02; history begins later")
+    assert "asked for since 2024-12-02; history begins later\n" in house.run("shop").stdout

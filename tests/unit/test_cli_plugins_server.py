@@ -15,7 +15,7 @@ COMMANDS = [("list",), ("why", "shop"), ("inspect", "shop"), ("reload", "shop")]
 ROW = {"name": "shop", "version": "1.0", "state": "active", "reason": "", "lag": 1234, "isolation": "thread"}
 RECEIPT = {
     "plugin": "shop", "outcome": "active", "before": 1, "after": 2, "reason": "", "seconds": {"load": 0.01},
-    "pause": 0.002, "events_lost": 0, "survivors": ["thread 'poller'"],
+    "pause": 0.002, "state_bytes": 1_500_000, "events_lost": 0, "survivors": ["thread 'poller'"],
 }  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def test_reload_asks_for_a_new_generation_and_shows_the_receipt(site: Site) -> N
     assert shown.exit_code == 0
     assert shown.stdout.splitlines() == [
         "shop: generation 2 has taken over from 1",
-        "  load 10 ms; its lane stood still for 2.0 ms; no event was lost",
+        "  load 10 ms; its lane stood still for 2.0 ms to hand over 1.5 MB; no event was lost",
         "  still alive of generation 1: thread 'poller'",
     ]
     assert asked[:2] == ["GET /api/v1/plugins", "POST /api/v1/plugins/shop/reload"]
@@ -199,3 +199,15 @@ def test_long_reasons_go_on_below_on_a_narrow_terminal(site: Site) -> None:
     start = shown[1].index("one")
     assert [line[:start].strip() for line in shown[2:]] == [""] * (len(shown) - 2)
     assert " ".join(line[start:].strip() for line in shown[1:]) == row["reason"].strip()
+
+
+def test_a_long_reason_of_the_server_is_shown_whole(site: Site) -> None:
+    reason = " ".join(["word"] * 100)
+
+    def reply(request: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        if request.startswith("GET"):
+            return 200, json.dumps({"plugins": [ROW]}).encode()
+        return 503, json.dumps({"detail": reason}).encode()
+
+    with answering(reply) as port:
+        assert one_line(site.run("reload", "shop", "--port", port)).endswith(f"answered 503: {reason}\n")

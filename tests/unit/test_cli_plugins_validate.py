@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -323,3 +323,11 @@ def test_what_the_wheel_lacks_is_not_taken_from_the_project(tmp_path: Path, monk
     (fault,) = [check for check in checks(made) if check["ok"] is False]
     assert fault["what"] == "import"
     assert "No module named 'left_out'" in fault["text"]
+
+
+def test_a_pin_that_the_host_does_not_meet_is_advice(tmp_path: Path) -> None:
+    pins = "Requires-Dist: click<8.1\nRequires-Dist: attrs\nRequires-Dist: aiohttp<1; extra == 'old'\n"
+    path = wheel(tmp_path, {METADATA: FILES[METADATA].replace("\n\n", f"\n{pins}\n", 1)})
+    (found,) = [check for check in checks(path) if check["ok"] is None]
+    assert found["text"] == f"click<8.1 does not go with click=={version('click')}, which is the host's own"
+    assert "'analytics plugins install' refuses it" in found["advice"]

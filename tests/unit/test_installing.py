@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from analytics_core.host.examining.installing import HOST, Asked, Own, PipError, Plan, own_dependencies, plan
+from analytics_core.cli.plugins import installing
+from analytics_core.host.examining.installing import HOST, Asked, Change, Own, PipError, Plan, own_dependencies, plan
 from tests.unit.cli_plugins_site import Site
 
 ROOT = Path(__file__).parents[2]
@@ -202,6 +203,23 @@ def test_manifests_that_cannot_be_read_are_told_before_anything_is_installed(whe
     assert (told.exit_code, "nam: the key is not known" in json.loads(told.stdout)["error"]) == (2, True)
 
 
+@pytest.mark.parametrize("locked", [False, True])
+def test_what_a_server_will_do_with_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool) -> None:
+    site = Site(tmp_path)
+    site.plugin("shop")
+    site.plugin("till", requires={"plugins": {"missing": ""}})
+    changes = [Change(f"dist-{name}", None, "1.0", "install", ("you",), False) for name in ("shop", "till")]
+    monkeypatch.setattr(installing, "plan", lambda *_: Plan(tuple(changes)))
+    monkeypatch.setattr(installing, "install", lambda *_: None)
+    if locked:
+        (tmp_path / "plugins.lock").write_text("lock: 1\ndistributions: {}\n", "utf-8")
+    said = site.run("install", "dist-shop", "--yes").stdout
+    assert "shop 1.0 is installed; a server that runs here, or starts, takes it in by itself\n" in said
+    assert "till 1.0 is installed; no server runs it: blocked: requires 'missing', which is not installed" in said
+    assert ("  a server that is locked keeps it out: dist-shop 1.0 is not in " in said) == locked
+    assert ("'analytics plugins lock dist-shop'" in said) == locked
+
+
 class Environment:
     """A virtual environment that has what these tests run with, and into which pip installs."""
 
@@ -226,12 +244,15 @@ class Environment:
 def test_an_installation_from_plan_to_plugin_to_lock(wheels: Wheels, tmp_path: Path) -> None:
     wheels.add("zz_shop", "1.0", "click", plugin="zz-shop")
     environment = Environment(tmp_path)
+    (tmp_path / "plugins.lock").write_text("lock: 1\ndistributions: {}\n", "utf-8")
     code, told = environment.run("install", "zz_shop", "--dry-run", *wheels.options)
     assert (code, told["ok"], told["installed"], told["plugins"]) == (0, True, False, [])
     assert not (environment.site / "zz_shop").exists()
     code, told = environment.run("install", "zz_shop", "--yes", *wheels.options)
     assert (code, told["ok"], told["installed"]) == (0, True, True)
-    assert told["plugins"] == [{"name": "zz-shop", "state": "discovered", "reason": ""}]
+    (brought,) = told["plugins"]
+    assert (brought["name"], brought["state"], brought["reason"]) == ("zz-shop", "discovered", "")
+    assert brought["locked_out"].endswith("accept it with 'analytics plugins lock zz-shop'")
     assert (environment.site / "zz_shop" / "plugin.yaml").exists()
     code, told = environment.run("lock", "zz-shop")  # what pip writes is what is locked
     assert told["distributions"]["zz-shop"]["record"].startswith("sha256:")

@@ -497,3 +497,30 @@ def test_the_lists_come_from_the_environment(site: Locked) -> None:
     site.plugin("shop")
     assert site.json("why", "shop", *NOBODY, PLUGINS_DENY="other, sho*")["reason"].endswith("has 'sho*'")
     assert site.json("why", "shop", *NOBODY, PLUGINS_ALLOW="")["runs"]
+
+
+def test_what_has_changed_and_what_still_differs_is_said(site: Locked) -> None:
+    site.wheel("shop")
+    home = site.wheel("till")
+    site.wheel("cart")
+    site.write("dist-shop", "dist-till")
+    (home / "__init__.py").write_text("class Plugin: 'other'\n")
+    site.record("till")
+    told = site.run("lock", "dist-cart", "dist-shop")
+    assert [line for line in told.stdout.splitlines() if not line.startswith("! ")][:2] == [
+        "dist-cart 1.0: cart",
+        "dist-shop 1.0: shop, as before",
+    ]
+    assert "accept it with 'analytics plugins lock dist-till'" in told.stdout
+    assert "dist-till 1.0: till" not in told.stdout
+    told = site.json("lock", "dist-till")
+    assert (told["changed"], "dist-till" in [one["distribution"] for one in told["drift"]]) == (["dist-till"], False)
+
+
+def test_doctor_holds_to_the_lock_when_it_is_told_to(site: Locked) -> None:
+    site.wheel("shop", "raise SystemExit('run')")
+    site.lock.write_text("lock: 1\ndistributions: {}\n", "utf-8")
+    for told in (site.json("doctor", "shop", "--locked"), site.json("doctor", "shop", PLUGINS_LOCKED="true")):
+        (seen,) = told["plugins"]
+        assert "accept it with 'analytics plugins lock dist-shop'" in seen["kept_out"]
+        assert seen["seconds"] == {}

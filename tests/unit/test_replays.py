@@ -27,8 +27,8 @@ from analytics_core.host.replaying import meeting
 from analytics_core.host.replaying import replay as replay_module
 from analytics_core.host.replaying.meeting import NEAR_ROWS, FollowingFold
 from analytics_core.host.replaying.rebuilding import Rebuilding
-from analytics_core.host.replaying.replay import ReplayView
 from analytics_core.host.replaying.replays import Replays
+from analytics_core.host.replaying.view import ReplayView
 from analytics_core.lanes.fold import Fold, HookFold, Pulse
 from analytics_core.lanes.lane import Lane
 from analytics_core.log.segments import SegmentLog
@@ -304,6 +304,7 @@ def test_equal_outputs_are_said_to_be_equal(shop: Shop) -> None:
     assert view.difference is not None
     assert view.difference.equal
     assert view.difference.position == shop.log.durable
+    assert shop.replays.discard("shop", view.id).reason == "equal to what is there; nothing to switch"
 
 
 def test_after_a_switch_the_lane_goes_on_as_if_it_had_always_been_this_code(shop: Shop, tmp_path: Path) -> None:
@@ -492,7 +493,11 @@ def test_since_rebuilds_whole_days_and_leaves_the_others(shop: Shop) -> None:
 
 def test_since_before_the_first_event_is_all_there_is(shop: Shop) -> None:
     corrected(shop)
-    assert shop.ready(T0 - timedelta(days=30)).since is None
+    view = shop.ready(T0 - timedelta(days=30))
+    assert view.since is None
+    assert view.note == (
+        "asked for since 2024-12-02; history begins later, at 2025-01-01 00:00 UTC, so all of it is rebuilt"
+    )
 
 
 @pytest.mark.parametrize("since", [None, T0])
@@ -506,6 +511,7 @@ def test_what_history_no_longer_has_stays_as_it_is(shop: Shop, since: datetime |
     view = shop.ready(since)
     assert view.kept_from == T0 + timedelta(days=3)
     assert view.since == T0 + timedelta(days=4), "the first day that is whole"
+    assert view.note == "history begins at 2025-01-04 00:00 UTC; windows before 2025-01-05 stay"
     shop.replays.switch("shop", view.id)
     assert shop.values() == {2: 2, 3: 2, 4: 2, 5: 1}
 
@@ -578,7 +584,7 @@ def test_a_replay_that_waits_for_the_plugin_says_so(shop: Shop) -> None:
     shop.add("view")
     lane, shop.lane = shop.folded().lane, None  # as between two attempts
     id_ = shop.replays.begin("shop").id
-    assert shop.replays.view("shop", id_).reason == "the plugin does not run just now"
+    assert shop.replays.view("shop", id_).reason.startswith("the plugin does not run just now")
     shop.lane = lane
     assert shop.until_state(id_, "ready").reason == ""
 

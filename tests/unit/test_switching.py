@@ -315,7 +315,11 @@ def test_an_unknown_plugin_suggests_the_nearest_and_writes_nothing(site: Site) -
 
 def test_a_plugin_that_is_not_installed_can_be_disabled_where_it_is_named(site: Site) -> None:
     site.operator("gone", enabled=True)
-    assert site.run("disable", "gone", *NOBODY).exit_code == 0
+    shown = site.run("disable", "gone", *NOBODY)
+    assert shown.exit_code == 0
+    assert "  it is not installed (as it is installed)\n" in shown.stdout
+    told = site.json("disable", "gone", *NOBODY)
+    assert (told["state"], told["reason"]) == ("", "it is not installed")
     assert site.run("enable", "gone", *NOBODY).exit_code == 1
 
 

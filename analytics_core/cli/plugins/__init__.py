@@ -39,7 +39,10 @@ _COMMANDS: Final = {
 
 
 class PluginCommands(LazyGroup):
-    """With ``--json`` a command that fails says so on the standard output as well: ``{"error": "..."}``."""
+    """With ``--json`` a command that comes to no answer says so on the standard output as well: ``{"error": "..."}``.
+
+    An answer that is not what was hoped for, such as a refused plan or a drift, has the command's own shape.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         as_json = "--json" in ctx.args

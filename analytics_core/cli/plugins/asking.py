@@ -21,6 +21,7 @@ _SECONDS: Final = 2.0
 _LISTING: Final = "/api/v1/plugins"
 """What every analytics server has."""
 _SHOWN: Final = 200
+_MOST_REASON: Final = 2000
 _KEY_OPTION: Final = "with --api-key or ANALYTICS_API_KEY"
 
 
@@ -30,7 +31,9 @@ class Server:
     ``told``: the operator has named its address, so that it has to answer.
     """
 
-    def __init__(self, *, url: str | None, host: str | None, port: int | None, api_key: str, manifests: Path) -> None:
+    def __init__(
+        self, *, url: str | None, host: str | None, port: int | None, api_key: str, manifests: Path | None
+    ) -> None:
         self.told = url is not None
         self._url = url or ""
         self._host = host
@@ -120,7 +123,13 @@ def asking_options(json_help: str) -> Callable[[Callable[..., Any]], Callable[..
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def asking(
-            *given: Any, url: str | None, host: str | None, port: int | None, api_key: str, manifests: Path, **told: Any
+            *given: Any,
+            url: str | None,
+            host: str | None,
+            port: int | None,
+            api_key: str,
+            manifests: Path | None,
+            **told: Any,
         ) -> Any:
             server = Server(url=url, host=host, port=port, api_key=api_key, manifests=manifests)
             return command(*given, server=server, **told)
@@ -151,16 +160,16 @@ class _Refusal(Struct):
 
 
 def _said(body: bytes) -> str:
-    """A refusal in one line."""
+    """A refusal in one line: a whole reason, or the begin of what is none."""
     try:
         refusal = msgspec.json.decode(body, type=_Refusal)
     except msgspec.MsgspecError:
         return _one_line(body.decode(errors="replace"))
-    return _one_line(refusal.detail or refusal.title)
+    return _one_line(refusal.detail or refusal.title, _MOST_REASON)
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:_SHOWN]
+def _one_line(text: str, most: int = _SHOWN) -> str:
+    return " ".join(text.split())[:most]
 
 
 def show_json(value: Any) -> None:

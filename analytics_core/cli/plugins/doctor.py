@@ -29,22 +29,31 @@ _FOREIGN_WARNINGS: Final = 5
     show_default=True,
     help="Time for one plugin; then it is ended, and shown where it hangs.",
 )
+@click.option("--locked", is_flag=True, default=None, help="Hold to plugins.lock, as 'serve --locked' does.")
 @manifests_option
 @click.pass_context
 @terminable()
-def command(ctx: click.Context, names: tuple[str, ...], as_json: bool, seconds: float, manifests: Path) -> None:
+def command(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    as_json: bool,
+    seconds: float,
+    locked: bool | None,
+    manifests: Path | None,
+) -> None:
     """Load each plugin in a process of its own and show all that is wrong.
 
     Every installed plugin, or those named: its code is imported, its hooks are checked as the host checks them, and an
     instance is set up with its settings and torn down. Shown are whole tracebacks, Python's warnings, what it prints,
     heavy imports, and the threads, files and processes that it leaves behind. Its setup really runs: it may connect
-    to what its settings name. Of a plugin that the lists or the lock keep out no code is run.
+    to what its settings name. Of a plugin that the lists of names keep out no code is run, nor with --locked or
+    PLUGINS_LOCKED of one that plugins.lock keeps out.
 
     The exit code is 1 when any plugin has a problem.
     """
     seen = []
     try:
-        found = examinations(names, settings(manifests), os.environ, seconds)
+        found = examinations(names, settings(manifests, locked=locked), os.environ, seconds)
     except NotFoundError as error:
         raise RefusedError(str(error)) from error
     for each in found:

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from analytics_core.cli.plugins.asking import Server, UnknownPluginError, asking_options, show_json
-from analytics_core.host.examining.inspection import inspected
+from analytics_core.host.examining.inspection import as_seen, inspected
 from analytics_core.host.examining.judging import named
 from analytics_core.host.installed.discovery import discover
 from analytics_core.host.installed.selection import choose
@@ -26,16 +26,19 @@ _WIDTH: Final = 16
 def command(name: str, as_json: bool, server: Server) -> None:
     """All that the manifest of the plugin NAME says, and what became of it.
 
-    Hooks, requirements, what it provides, its settings as they hold here (secrets hidden), its limits, where its
-    sources are, and its state: as the running server sees it, else as one that starts now would. Nothing is imported.
+    Hooks, requirements, what it provides, its settings and limits as they hold here (secrets hidden), where its sources
+    are, and its state: as the running server sees it, else as one that starts now would. Nothing is imported.
     """
     deployment = read_deployment(server.here.manifests_dir, os.environ)
     choices = choose(discover(), server.here, deployment)
     found = named(name, choices)
     if not found:
         raise UnknownPluginError(name, (choice.name for choice in choices))
-    states = _states(server)
-    views = [{**msgspec.to_builtins(inspected(choice, deployment)), **states.get(choice.name, {})} for choice in found]
+    rows = {row["name"]: row for row in server.plugins_if_any() or []}
+    plain = [inspected(choice, deployment, server.here) for choice in found]
+    views = [
+        msgspec.to_builtins(as_seen(each, rows[each.name], server.url) if each.name in rows else each) for each in plain
+    ]
     if as_json:
         show_json(views[0] if len(views) == 1 else views)
         return
@@ -44,21 +47,16 @@ def command(name: str, as_json: bool, server: Server) -> None:
             click.echo(f"{click.style(f'{key:<{_WIDTH}}', bold=True)} {text}" if text else click.style(key, bold=True))
 
 
-def _states(server: Server) -> dict[str, dict[str, Any]]:
-    """State and reason of each plugin as a server sees it; empty without one."""
-    rows = server.plugins_if_any() or []
-    return {
-        row["name"]: {"state": row["state"], "reason": row.get("reason") or "", "source": server.url} for row in rows
-    }
-
-
 def _lines(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Headings and what stands beside them; a heading alone begins a block."""
     yield told["name"], ""
     yield "  state", f"{told['state']}{': ' if told['reason'] else ''}{told['reason']} ({told['source']})"
+    if not told["distribution"]:
+        return  # it is only named here, and not installed
     yield "  distribution", f"{told['distribution']} {told['version']}"
     yield "  sources", str(told["directory"] or "")
-    yield "  manifest", str(told["manifest_file"] or "")
+    note = f" ({told['note']})" if told["note"] else ""
+    yield "  manifest", f"{told['manifest_file'] or ''}{note}"
     manifest = told["manifest"]
     if manifest is None:
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from analytics_core.cli.options import manifests_option, settings
 from analytics_core.cli.plugins.asking import show_json
 from analytics_core.host.examining.installing import Asked, Plan, install, own_dependencies, plan
 from analytics_core.host.examining.judging import claimants, judge
+from analytics_core.host.installed.provenance import lock_file
 from analytics_core.host.installed.selection import Choice
 
 _STYLES: Final = {"install": "green", "upgrade": "green", "downgrade": "yellow", "reinstall": "yellow"}
@@ -33,7 +34,12 @@ _STYLES: Final = {"install": "green", "upgrade": "green", "downgrade": "yellow",
 @click.option("--find-links", multiple=True, metavar="PATH", help="A folder or page with wheels.")
 @click.option("--no-index", is_flag=True, help="Look at --find-links alone.")
 @click.option("--no-build-isolation", is_flag=True, help="Build projects with what is installed here.")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object; needs --yes or --dry-run.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="As one JSON object, with 'ok' false and plan.refusals when it is refused; needs --yes or --dry-run.",
+)
 @manifests_option
 @click.pass_context
 def command(
@@ -44,14 +50,14 @@ def command(
     dry_run: bool,
     yes: bool,
     as_json: bool,
-    manifests: Path,
+    manifests: Path | None,
     **told: Any,
 ) -> None:
     """Install plugins with pip, unless that would change the host's own dependencies.
 
     NAME is what pip takes: a name, with a version such as 'shop==1.2', a wheel, a folder or a URL. What pip would do
     is shown first; it is refused, with exit code 1, when the host itself or anything that it requires would change.
-    A running server takes in what was installed by itself.
+    A running server takes in what was installed by itself; one that is locked does when it is in plugins.lock.
     """
     _check(names, editable, asks=not (yes or dry_run), as_json=as_json)
     configured = settings(manifests)
@@ -69,11 +75,15 @@ def command(
             click.confirm("Install this?", abort=True, err=True)
         install(asked, planned, own)
     brought = _brought(planned, judge(configured, os.environ)) if carried_out else []
+    kept_out = _kept_out(brought, manifests) if lock_file(configured).exists() else {}
     if as_json:
-        plugins = [{"name": each.name, "state": each.state, "reason": each.reason} for each in brought]
+        plugins = [
+            {"name": each.name, "state": each.state, "reason": each.reason, "locked_out": kept_out.get(each.name, "")}
+            for each in brought
+        ]
         show_json({"ok": not planned.refusals, "installed": carried_out, "plan": planned, "plugins": plugins})
     elif carried_out:
-        _show_brought(brought)
+        _show_brought(brought, kept_out)
     ctx.exit(1 if planned.refusals else 0)
 
 
@@ -122,9 +132,20 @@ def _brought(planned: Plan, choices: list[Choice]) -> list[Choice]:
     return [each for each in choices if not changed.isdisjoint(claimants(each))]
 
 
-def _show_brought(brought: list[Choice]) -> None:
+def _kept_out(brought: list[Choice], manifests: Path | None) -> dict[str, str]:
+    """Why a server that is locked keeps plugins out, by name."""
+    judged = judge(settings(manifests, locked=True), os.environ) if brought else []
+    names = {choice.name for choice in brought}
+    return {each.name: each.verdict.reason for each in judged if each.name in names and each.verdict.reason}
+
+
+def _show_brought(brought: list[Choice], kept_out: Mapping[str, str]) -> None:
     for choice in brought:
-        reason = f": {choice.reason}" if choice.reason else ""
-        click.echo(f"'analytics plugins list' now shows {choice.name} {choice.version} {choice.state}{reason}")
+        does = "a server that runs here, or starts, takes it in by itself"
+        if choice.state != "discovered":
+            does = f"no server runs it: {choice.state}{': ' if choice.reason else ''}{choice.reason}"
+        click.echo(f"{choice.name} {choice.version} is installed; {does}")
+        if choice.name in kept_out and choice.reason != kept_out[choice.name]:
+            click.echo(f"  a server that is locked keeps it out: {kept_out[choice.name]}")
     if not brought:
         click.echo("installed, but it brings no plugin: 'analytics plugins why NAME' says more", err=True)

@@ -20,6 +20,7 @@ from analytics_core.host.installed.provenance import (
     Drift,
     Installed,
     Lock,
+    Locked,
     drift,
     installed,
     lock_file,
@@ -34,15 +35,17 @@ _STYLES: Final = {"added": "green", "removed": "red", "version": "yellow", "cont
 @click.command("lock")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--check", is_flag=True, help="Write nothing; say how what is installed differs.")
-@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="As one JSON object; with --check 'ok' is false and 'drift' says how."
+)
 @manifests_option
 @click.pass_context
-def command(ctx: click.Context, names: tuple[str, ...], check: bool, as_json: bool, manifests: Path) -> None:
+def command(ctx: click.Context, names: tuple[str, ...], check: bool, as_json: bool, manifests: Path | None) -> None:
     """Write plugins.lock: which plugin distributions are accepted, in which version, with which contents.
 
     What is installed now becomes what 'analytics serve --locked' lets run; with NAMEs of distributions only what is
-    said of those changes. A distribution whose files are not those of its RECORD cannot be locked. A running server
-    that is locked takes in what has been accepted by itself.
+    said of those changes, and what still differs is shown. A distribution whose files are not those of its RECORD
+    cannot be locked. A running server that is locked takes in what has been accepted by itself.
 
     With --check the exit code is 1 when anything differs, and every file is read in full.
     """
@@ -57,13 +60,25 @@ def command(ctx: click.Context, names: tuple[str, ...], check: bool, as_json: bo
         ctx.exit(1 if found else 0)
     lock = locked(there, wanted, before)
     write_lock(path, lock)
+    had = before.distributions if before is not None else {}
+    changed = sorted(name for name in wanted if had.get(name) != lock.distributions.get(name))
+    left = drift(lock, there, path)
     if as_json:
-        show_json({"file": path, "distributions": lock.distributions})
+        show_json({"file": path, "distributions": lock.distributions, "changed": changed, "drift": left})
         return
-    for name, entry in sorted(lock.distributions.items()):
-        kind = " (editable)" if entry.editable else ""
-        click.echo(f"{name} {entry.version}{kind}: {', '.join(entry.plugins)}")
+    for name in sorted(wanted):
+        _say(name, lock.distributions.get(name), "" if name in changed else ", as before")
     click.echo(f"{path} was written", err=True)
+    for one in left:
+        click.echo(f"{click.style('!', fg='yellow')} {one.reason}")
+
+
+def _say(name: str, entry: Locked | None, note: str) -> None:
+    if entry is None:
+        click.echo(f"{name}: taken out, as it is not installed")
+        return
+    kind = " (editable)" if entry.editable else ""
+    click.echo(f"{name} {entry.version}{kind}: {', '.join(entry.plugins)}{note}")
 
 
 def _wanted(names: tuple[str, ...], there: Mapping[str, Installed], before: Lock | None) -> set[str]:

@@ -48,6 +48,7 @@ def _show(receipt: dict[str, Any]) -> None:
     if receipt["seconds"]:
         phases = ", ".join(f"{phase} {1000 * seconds:.0f} ms" for phase, seconds in receipt["seconds"].items())
         lost = f"{receipt['events_lost']} events were lost" if receipt["events_lost"] else "no event was lost"
-        click.echo(f"  {phases}; its lane stood still for {1000 * receipt['pause']:.1f} ms; {lost}")
+        handed = f" to hand over {receipt['state_bytes'] / 1e6:.1f} MB" if receipt["state_bytes"] else ""
+        click.echo(f"  {phases}; its lane stood still for {1000 * receipt['pause']:.1f} ms{handed}; {lost}")
     for survivor in receipt["survivors"]:
         click.echo(f"  still alive of generation {before}: {survivor}")

@@ -13,14 +13,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from analytics_core.cli.plugins.asking import RefusedError, Server, UnknownPluginError, asking_options, show_json
-from analytics_core.errors import AnalyticsError
-from analytics_core.host.replaying.replay import ReplayView
+from analytics_core.errors import AnalyticsError, ServerRefusedError
+from analytics_core.host.replaying.view import ReplayView
 from analytics_core.state.side import Change, Difference
 
 _SECONDS: Final = 10.0
 _SWITCH_SECONDS: Final = 300.0
 _LOOK_SECONDS: Final = 0.3
 _WAITING: Final = frozenset({"replaying", "ready", "switching"})
+_UNPROCESSABLE: Final = 422
 _KINDS: Final = {"pattern": "patterns", "insight": "insights"}
 
 
@@ -29,7 +30,7 @@ _KINDS: Final = {"pattern": "patterns", "insight": "insights"}
 @click.option("--since", help="Rebuild from this UTC day on: 30d, 12w, a date or an ISO 8601 time; else all there is.")
 @click.option("--yes", is_flag=True, help="Switch without asking.")
 @click.option("--discard", is_flag=True, help="Drop the replay that is under way or waits for its decision.")
-@asking_options("The replay with its difference as JSON; nothing is asked.")
+@asking_options("The replay with its difference as JSON, when that is known; nothing is asked.")
 @click.pass_context
 def command(
     ctx: click.Context, name: str, since: str | None, yes: bool, discard: bool, as_json: bool, server: Server
@@ -41,8 +42,11 @@ def command(
     Ctrl-C, the replay goes on and waits on the server for a day: the same command takes it up again. The end of the
     server drops it.
 
-    It takes the key of an operator. The exit code is 1 when the replay or the switch has failed: nothing is changed
-    then.
+    With --json the command ends when the difference is known, and says which of these 'state' it is: 'ready' waits on
+    the server, 'discarded' had nothing to switch to ('reason' says so); with --yes it is 'switched' to at once.
+
+    It takes the key of an operator. The exit code is 1 when the replay cannot begin, or it or the switch has failed:
+    nothing is changed then. It is 2 for what cannot be asked for.
     """
     if discard and (yes or since is not None):
         raise RefusedError("--discard drops a replay; it goes with neither --yes nor --since")
@@ -91,7 +95,13 @@ class Remote:
         return latest if latest is not None and latest.state in _WAITING else None
 
     def begin(self, since: str | None) -> ReplayView:
-        return self._read(self._server.ask("POST", self._path, _SECONDS, body={"since": since}))
+        """:raises RefusedError: for a ``since`` that the server does not understand."""
+        try:
+            return self._read(self._server.ask("POST", self._path, _SECONDS, body={"since": since}))
+        except ServerRefusedError as error:
+            if error.answered == _UNPROCESSABLE:
+                raise RefusedError(str(error)) from error
+            raise
 
     def switch(self, view: ReplayView) -> ReplayView:
         return self._read(self._server.ask("POST", f"{self._path}/{view.id}/switch", _SWITCH_SECONDS))
@@ -100,16 +110,21 @@ class Remote:
         return self._read(self._server.ask("DELETE", f"{self._path}/{view.id}", _SECONDS))
 
     def followed(self, view: ReplayView) -> ReplayView:
-        """The replay when history is folded, or as it ended before.
+        """The replay when history is folded, or as it ended before. What it waits for is a line for each change.
 
         :raises AnalyticsError: when the server no longer has it.
         """
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(view.plugin, total=1.0)
+            told = ""
             while view.state in ("replaying", "switching"):
-                waits = f", waits: {view.reason}" if view.reason else ""
-                bar.update(task, completed=view.progress, description=f"{view.plugin}: {view.events:,} events{waits}")
+                if view.reason != told:
+                    told = view.reason
+                    line = f"{view.plugin}: {f'the replay waits: {told}' if told else 'the replay goes on'}"
+                    console.print(line, soft_wrap=True, markup=False, highlight=False)
+                bar.update(task, completed=view.progress, description=f"{view.plugin}: {view.events:,} events")
                 time.sleep(_LOOK_SECONDS)
                 view = self._again(view)
         return view
@@ -173,7 +188,9 @@ def _show(view: ReplayView, difference: Difference) -> None:
     click.echo(
         f"{view.plugin}: {view.events:,} events folded anew, {whole}, compared at position {difference.position}"
     )
-    if view.kept_from is not None:
+    if view.note:
+        click.echo(view.note)
+    elif view.kept_from is not None:
         click.echo(f"history begins at {view.kept_from:%Y-%m-%d %H:%M:%S} UTC")
     if difference.equal:
         click.echo(f"equal: none of {sum(each.equal for each in difference.counts):,} outputs differs")

@@ -25,7 +25,8 @@ _RISING: Final = frozenset({"discovered", "loading", "starting"})
 
 class Outcome(Struct, kw_only=True):
     """``state`` and ``reason`` are the plugin's as ``source`` sees it: a server by its address, or ``installed`` for
-    one that starts now. ``note`` says what stands between the operator's word and its effect."""
+    one that starts now; of one that is not installed the state is empty. ``note`` says what stands between the
+    operator's word and its effect."""
 
     name: str
     enabled: bool
@@ -45,6 +46,8 @@ class Outcome(Struct, kw_only=True):
 def switch(name: str, enabled: bool, server: Server, *, as_json: bool, reason: str = "") -> int:
     """Do it, show what became of it, and give the exit code: 0 when it came out as the operator wants it."""
     done = _at_server(name, enabled, server, reason) if server.told else _here(name, enabled, server, reason)
+    if not done.state:
+        done.reason = "it is not installed"
     if as_json:
         show_json(done)
     else:
@@ -136,7 +139,7 @@ def _show(done: Outcome) -> None:
     where = f" in {done.file}" if done.file else ", as no manifest says otherwise"
     click.echo(f"{done.name} is {word}{'' if done.changed else ' already'}{where}")
     seen = f"as {done.source} sees it" if done.source != "installed" else "as it is installed"
-    if done.state:
-        click.echo(f"  {done.state}{': ' if done.reason else ''}{done.reason} ({seen})")
+    if told := ": ".join(filter(None, (done.state, done.reason))):
+        click.echo(f"  {told} ({seen})")
     if done.note:
         click.echo(f"  {done.note}")

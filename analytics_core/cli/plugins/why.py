@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import time
+from typing import Any, Final
 
 import click
 from packaging.utils import canonicalize_name
@@ -11,6 +12,12 @@ from packaging.utils import canonicalize_name
 from analytics_core.cli.plugins.asking import RefusedError, Server, UnknownPluginError, asking_options, show_json
 from analytics_core.errors import NotFoundError
 from analytics_core.host.examining.explanation import Explanation, explain_installed, explain_row, with_line
+from analytics_core.host.examining.judging import RISING
+
+_UNDECIDED: Final = frozenset({"discovered", "loading", "starting", "unknown"})
+"""States in which a plugin may be that was installed or changed a moment ago."""
+_PATIENCE: Final = 5.0
+_STEP: Final = 0.1
 
 
 @click.command("why")
@@ -22,12 +29,12 @@ def command(ctx: click.Context, name: str, as_json: bool, server: Server) -> Non
 
     The running server is asked. Without one the answer is what a server that starts now would do, from what is
     installed, the manifests and the environment; nothing is imported. NAME may also be the name of a distribution.
+    As long as a server has yet to find or start the plugin, it is asked again, for 5 s at most.
 
-    The exit code is 0 when it runs or is to run, 1 when not, 2 when nothing has this name.
+    The exit code is 0 when it runs, or without a server is to run, 1 when not or not yet, 2 when nothing has this name.
     """
-    rows = server.plugins_if_any()
     try:
-        told = explain_installed(name, server.here, os.environ) if rows is None else _told(name, rows, server)
+        told = _settled(name, server)
     except NotFoundError as error:
         raise RefusedError(str(error)) from error
     if not server.told:
@@ -37,6 +44,17 @@ def command(ctx: click.Context, name: str, as_json: bool, server: Server) -> Non
     else:
         _show(told, server.url)
     ctx.exit(0 if told.runs else 1)
+
+
+def _settled(name: str, server: Server) -> Explanation:
+    """The answer when the server has come to one, or after `_PATIENCE`."""
+    deadline = time.monotonic() + _PATIENCE
+    while (rows := server.plugins_if_any()) is not None:
+        told = _told(name, rows, server)
+        if told.state not in _UNDECIDED or time.monotonic() > deadline:
+            return told
+        time.sleep(_STEP)
+    return explain_installed(name, server.here, os.environ)
 
 
 def _told(name: str, rows: list[dict[str, Any]], server: Server) -> Explanation:
@@ -67,6 +85,8 @@ def _show(told: Explanation, asked: str) -> None:
     if by_itself:
         does = "is to run" if told.runs else "is not to run"
     mark = click.style("✓", fg="green") if told.runs else click.style("✗", fg="red")
+    if not by_itself and told.state in RISING:
+        mark, does = click.style("…", fg="yellow"), "is starting"
     since = f" since {told.since}" if told.since else ""
     since += f", generation {told.generation}" if told.generation else ""
     since += f", {told.errors} errors" if told.errors else ""

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from analytics_core.errors import near
 from analytics_core.host.examining.examination import examine
+from analytics_core.host.examining.installing import PipError, clashes, own_dependencies
 from analytics_core.host.examining.judging import left_out
 from analytics_core.host.examining.wheels import WheelError, unpack, wheel_of
 from analytics_core.host.installed.discovery import GROUP, Found, discover
@@ -124,6 +125,17 @@ def _of_code(found: Found, site: Path, project: Path | None, seconds: float) -> 
     return Check(ok=False, what=problem.step, text=problem.text, advice=advice, trace=problem.trace)
 
 
+def _clashes(dist: Distribution) -> Iterator[Check]:
+    """Advice: what it pins that this host has in another version."""
+    try:
+        own = own_dependencies()
+    except PipError:  # a host that is no distribution has no say
+        return
+    for clash in clashes(dist.requires or (), own):
+        right = "'analytics plugins install' refuses it on a host like this one; allow that version too"
+        yield Check(ok=None, what="dependency", text=clash, advice=right)
+
+
 def _of_package(dist: Distribution, found: dict[str, Found]) -> Iterator[Check]:
     """Advice."""
     requires = [text.split(";")[0].strip().lower().replace("_", "-") for text in dist.requires or ()]
@@ -134,6 +146,7 @@ def _of_package(dist: Distribution, found: dict[str, Found]) -> Iterator[Check]:
         text="analytics-core" if needs else "analytics-core is not among the dependencies",
         advice="" if needs else "add it to 'dependencies', so that pip installs a host that fits",
     )
+    yield from _clashes(dist)
     for one in found.values():
         typed = (one.directory / "py.typed").is_file()
         if one.directory.is_dir() and one.directory != Path():

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from analytics_core.config import Settings
 from analytics_core.errors import ManifestError, NotFoundError
 from analytics_core.host.examining.judging import RUNS, advice, judge, named, undeclared
+from analytics_core.host.health import RUNNING
 from analytics_core.host.installed.discovery import Found
 from analytics_core.host.installed.selection import Choice
 from analytics_core.manifest.switching import line_that_disables
@@ -29,7 +30,8 @@ class Holder(Struct, frozen=True):
 
 
 class Explanation(Struct, frozen=True, kw_only=True):
-    """The answer. ``source`` says who gave it: the address of a server, ``host``, or ``installed`` without either.
+    """The answer. ``source`` says who gave it: the address of a server, ``host``, or ``installed`` without either, of
+    which ``runs`` says that a server would try to.
 
     ``line`` is the operator's own that disables the plugin, with its place, where that is known.
     """
@@ -53,7 +55,7 @@ def explain_row(row: Mapping[str, Any], source: str, found: Iterable[Found] = ()
     listed = list(found)
     return Explanation(
         name=row["name"],
-        runs=row["state"] in RUNS,
+        runs=row["state"] in RUNNING,
         state=row["state"],
         reason=row.get("reason") or hidden,
         source=source,

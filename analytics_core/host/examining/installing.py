@@ -122,6 +122,17 @@ def plan(asked: Asked, own: Mapping[str, Own]) -> Plan:
         return free
 
 
+def clashes(requires: Iterable[str], own: Mapping[str, Own]) -> list[str]:
+    """Requirements that what is the host's ``own`` does not meet as it is here, so that `plan` refuses them."""
+    needs = (need for need in _parsed(requires) if need.marker is None or need.marker.evaluate({"extra": ""}))
+    found = ((need, own.get(canonicalize_name(need.name))) for need in needs)
+    return [
+        f"{need} does not go with {other.pin}, which is the host's own"
+        for need, other in found
+        if other is not None and not need.specifier.contains(other.version, prereleases=True)
+    ]
+
+
 def install(asked: Asked, planned: Plan, own: Mapping[str, Own]) -> None:
     """Carry out a plan without refusals: nothing else than its versions, and the host's own stays.
 

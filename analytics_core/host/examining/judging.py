@@ -14,7 +14,9 @@ from analytics_core.host.installed.discovery import GROUP, Found, discover, head
 from analytics_core.host.installed.selection import Choice, choose
 from analytics_core.manifest import Deployment, PluginManifest, fit_schema, read_deployment
 
-RUNS: Final[frozenset[State]] = RUNNING | {"discovered", "loading", "starting", "retrying"}
+RISING: Final[frozenset[State]] = frozenset({"discovered", "loading", "starting", "retrying"})
+"""States of a plugin that is on its way to run."""
+RUNS: Final[frozenset[State]] = RUNNING | RISING
 """States of a plugin that runs or is on its way to; every other one needs somebody to do something."""
 
 _LEFT_OUT: Final = (

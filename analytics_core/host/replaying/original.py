@@ -39,13 +39,14 @@ class RunningPlugin:
 
 def running_plugin(roster: Roster, name: str) -> RunningPlugin:
     """:raises NotFoundError: for a name that nothing has.
-    :raises PluginUnavailableError: while it does not run.
-    :raises ReplayError: for one that folds nothing, or of which no two generations can run at once.
+    :raises ReplayError: while it does not run, and for one that folds nothing, or of which no two generations can run
+        at once.
     """
     member = roster.member(name)
     life, manifest = member.life, member.choice.manifest
-    if life is None or not member.runs or manifest is None:
-        raise PluginUnavailableError(name, f"is {member.health.state}; only a running plugin is replayed")
+    if life is None or life.carrier() is None or manifest is None:
+        why = f": {member.health.reason}" if member.health.reason else ""
+        raise ReplayError(name, f"only a plugin that runs is replayed; just now it is {member.health.state}{why}")
     if "process" not in life.hooks:
         raise ReplayError(name, "has no 'process', so there is nothing to rebuild")
     if (strategy := manifest.reload.strategy) != "side_by_side":

@@ -83,7 +83,9 @@ class Rebuilding:
     @property
     def reason(self) -> str:
         """What it waits for, if anything."""
-        return "" if self._original.lane is not None else "the plugin does not run just now"
+        if self._original.lane is not None:
+            return ""
+        return f"the plugin does not run just now; 'analytics plugins why {self._original.name}' says why"
 
     def followed(self) -> int:
         """How far the plugin's own lane is; where it was last seen while there is none."""

@@ -13,30 +13,21 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal
+from typing import Final
 
 import structlog
-from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError, LaneEndedError, ReplayError, StorageError
 from analytics_core.host.life.change import ComingIn, HandedOver, ReloadReceipt, reason_of
 from analytics_core.host.replaying.meeting import Met, NotMetError
 from analytics_core.host.replaying.rebuilding import Original, Rebuilding
+from analytics_core.host.replaying.view import ReplayState, ReplayView
 from analytics_core.host.running.runtime import Runtime
 from analytics_core.lanes.beginning import History
 from analytics_core.lanes.fold import Fold
 from analytics_core.lanes.lane import Lane
 from analytics_core.state.side import Difference, SideArea
 
-ReplayState = Literal[
-    "replaying",  # history is being folded
-    "ready",  # the difference is known; it waits for a decision, and follows the plugin meanwhile
-    "switching",
-    "switched",  # the plugin runs on with what was rebuilt
-    "failed",  # nothing has changed
-    "stale",  # the plugin's code changed meanwhile; nothing has changed
-    "discarded",  # nothing has changed
-]
 _OVER: Final = frozenset({"switched", "failed", "stale", "discarded"})
 LEAD: Final = timedelta(days=1)
 """A replay since some day begins to read so much earlier: an event may be received before the time that it carries, by
@@ -48,30 +39,6 @@ _RETRY_SECONDS: Final = 1.0
 _DAY: Final = timedelta(days=1)
 
 _log = structlog.get_logger(__name__)
-
-
-class ReplayView(Struct, frozen=True, kw_only=True):
-    """One replay. Outputs of windows from ``since`` on are rebuilt, all when it is null; ``kept_from`` is when the
-    oldest event was received that history still has.
-
-    ``events`` were folded so far, up to ``position``; ``progress`` is in ``[0, 1]``, ``eta_seconds`` an estimate.
-    ``generation`` is the one that runs after the switch, of which ``receipt`` tells.
-    """
-
-    id: str
-    plugin: str
-    state: ReplayState
-    reason: str
-    generation: int
-    since: datetime | None
-    kept_from: datetime | None
-    started_at: datetime
-    events: int
-    position: int
-    progress: float
-    eta_seconds: float | None = None
-    difference: Difference | None = None
-    receipt: ReloadReceipt | None = None
 
 
 class Replay:
@@ -98,6 +65,7 @@ class Replay:
         self._history = history
         self._since = None if since is None else _midnight(since)
         self._kept_from: datetime | None = None
+        self._note = ""
         self._state: ReplayState = "replaying"
         self._reason = ""
         self._problem = ""
@@ -138,6 +106,7 @@ class Replay:
             since=self._since,
             kept_from=self._kept_from,
             started_at=self._began_at,
+            note=self._note,
             events=rebuilding.events,
             position=position,
             progress=progress,
@@ -171,6 +140,8 @@ class Replay:
 
     def discard(self, reason: str = "") -> ReplayView:
         """Drop what was rebuilt. :raises ReplayError: when it is being switched to just now."""
+        if not reason and self._difference is not None and self._difference.equal:
+            reason = "equal to what is there; nothing to switch"
         with self._deciding:
             if self._state == "switching":
                 raise ReplayError(self._original.name, f"replay {self.id} is switching")
@@ -206,14 +177,14 @@ class Replay:
     def _beginning(self) -> int:
         """Where to begin. All that is kept is all that there is, however early the time that was asked for."""
         first = self._history.next(0)
-        if first is None:
-            self._since = None
-            return 0
-        self._kept_from = first.at
-        if self._since is not None and self._since > first.at:
+        self._kept_from = first.at if first is not None else None
+        if first is not None and self._since is not None and self._since > first.at:
             return self._history.since(self._since - LEAD)
+        if self._since is not None:
+            begins = f"begins later, at {first.at:%Y-%m-%d %H:%M} UTC" if first is not None else "is empty"
+            self._note = f"asked for since {self._since:%Y-%m-%d}; history {begins}, so all of it is rebuilt"
         self._since = None
-        return first.position
+        return first.position if first is not None else 0
 
     def _look(self) -> None:
         """Ten times a second."""
@@ -261,7 +232,9 @@ class Replay:
         """
         if self._since is not None or self._kept_from is None or met.rebuilt.events >= met.kept.events:
             return self._since
-        return _midnight(self._kept_from) + _DAY
+        first = _midnight(self._kept_from) + _DAY
+        self._note = f"history begins at {self._kept_from:%Y-%m-%d %H:%M} UTC; windows before {first:%Y-%m-%d} stay"
+        return first
 
     def _see(self, looking: Future[int]) -> None:
         if not looking.done():

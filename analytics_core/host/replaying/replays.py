@@ -14,7 +14,8 @@ import structlog
 from analytics_core.config import Lanes as Pace
 from analytics_core.errors import NotFoundError, ReplayError
 from analytics_core.host.replaying.rebuilding import Original, Rebuilding
-from analytics_core.host.replaying.replay import Replay, ReplayView
+from analytics_core.host.replaying.replay import Replay
+from analytics_core.host.replaying.view import ReplayView
 from analytics_core.host.running.runtime import Runtime
 from analytics_core.lanes.beginning import History
 from analytics_core.lanes.fold import Backlog
@@ -65,9 +66,9 @@ class Replays:
     def begin(self, plugin: str, since: datetime | None = None) -> ReplayView:
         """Begin to rebuild the outputs of a plugin, of windows from the UTC day of ``since`` on.
 
-        :raises NotFoundError: for a plugin that is not to run.
-        :raises PluginUnavailableError: while it does not run.
-        :raises ReplayError: for one that folds nothing, of which no two can run, or which is replayed already.
+        :raises NotFoundError: for a name that no plugin has.
+        :raises ReplayError: while it does not run, and for one that folds nothing, of which no two can run, or which is
+            replayed already.
         """
         original = self._originals(plugin)
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -17,6 +17,7 @@ from analytics_core.host.running.wire import Trusted
 from analytics_core.lanes.fold import Backlog, Fold
 from analytics_core.manifest import DEFAULT_MEMORY_MB
 from analytics_core.records import ProcessResult
+
 
 class ProcessRuntime(OfSubject):
     """The plugin has a process of its own, which is started anew when it has ended."""
