@@ -73,6 +73,8 @@ def serve(load: Callable[[], Settings], *, ready: Callable[[], None] | None = No
     check_exposure(settings)
     check_lock(settings)
     configure_logging(settings.logging, sys.stderr)
+    if not settings.manifests_dir.exists():
+        _log.info("no_manifests", directory=str(settings.manifests_dir), meaning="every setting is as shipped")
     arrange()
     gc.set_threshold(*_GC_THRESHOLDS)
     gc.freeze()  # what the imports have made stays, and no later collection looks at it; plugins come after, and may go

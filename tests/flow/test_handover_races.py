@@ -13,8 +13,8 @@ import pytest
 from analytics_core import Question, TimeRange
 from analytics_core.errors import HookFailedError
 from analytics_core.host.life.budget import RestartPolicy
-from analytics_core.host.life.succession import Trial
 from analytics_core.host.life.supervise import Life
+from analytics_core.host.life.trial import Trial
 from analytics_core.manifest import Deployment, PluginSettingsManifest
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, until, until_state, view
 from tests.flow.test_reload import TWICE, receipt, refreshed, rewrite

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
+from types import FrameType
 from typing import Any, Final
 
 import pluggy
@@ -27,11 +28,15 @@ _GRACE: Final = 0.25
 """Seconds that a loop has to take a turn after a deadline before it is given up as blocked."""
 
 
+def unheard(number: int, frame: FrameType | None) -> None:
+    """The handler of a signal that is for others. What the process starts does not inherit it, as it would SIG_IGN."""
+
+
 def is_interrupt(error: BaseException) -> bool:
-    """The operator's Ctrl-C, the one exception that is never taken for the plugin's. A process that ignores the signal,
-    as a plugin's own does, gets none."""
+    """The operator's Ctrl-C, the one exception that is never taken for the plugin's. A process that does not hear the
+    signal, as a plugin's own, gets none."""
     heard = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
-    return heard and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    return heard and signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, unheard)
 
 
 class Instance:

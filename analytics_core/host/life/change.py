@@ -13,6 +13,7 @@ import structlog
 from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError, RestartRequiredError
+from analytics_core.host.code.traces import line_of
 from analytics_core.host.life.attempt import Beats
 from analytics_core.host.running.runtime import Runtime
 from analytics_core.lanes.fold import Fold
@@ -121,4 +122,7 @@ def outcome_of(error: BaseException) -> Literal["rolled_back", "restart_required
 
 
 def reason_of(error: BaseException) -> str:
-    return str(error) if isinstance(error, AnalyticsError) else f"{type(error).__name__}: {error}"
+    """What went wrong, with the line of the plugin's code when it is known."""
+    text = str(error) if isinstance(error, AnalyticsError) else f"{type(error).__name__}: {error}"
+    line = line_of(error)
+    return f"{text} ({line})" if line else text

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from analytics_core.errors import AnalyticsError, HookTimeoutError, LaneEndedError, PluginError, RestartRequiredError
+from analytics_core.host.code.traces import cause_of
 from analytics_core.host.life.attempt import Attempt, Beats
 from analytics_core.host.life.change import Change, Outcome, ReloadReceipt, ended, outcome_of, reason_of
 from analytics_core.host.running.runtime import LOAD_SECONDS, Runtime, patience
@@ -235,9 +236,8 @@ class Reload:
         aside(self._new.close, f"close:{self._new.plugin}")
         if self._given_up is not None:
             return None
-        known = isinstance(error, AnalyticsError)
         reason = reason_of(error)
-        _log.warning("reload_failed", plugin=self._new.plugin, problem=reason, exc_info=None if known else error)
+        _log.warning("reload_failed", plugin=self._new.plugin, problem=reason, exc_info=cause_of(error))
         return self._receipt(outcome_of(error), reason)
 
     def _retired(self) -> ReloadReceipt:

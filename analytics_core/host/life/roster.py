@@ -24,7 +24,7 @@ from analytics_core.host.life.supervise import Life
 from analytics_core.host.running.runtime import Runtime
 
 _BROKEN: Final = frozenset({"invalid", "incompatible", "unresolved"})
-"""What a change may come to that is a mistake: whatever runs goes on to run."""
+"""What a change may come to that is a mistake: whatever runs goes on to run, as long as it is installed."""
 _CLOSE_SECONDS: Final = 10.0
 
 _log = structlog.get_logger(__name__)
@@ -220,7 +220,7 @@ class Roster:
         elif choice.state == "discovered":
             member.health.move("discovered", "it is to run now")
             self._add(choice)
-        elif member.runs and choice.state in _BROKEN:
+        elif member.runs and choice.state in _BROKEN and choice.found is not None:
             member.health.move("rolled_back", f"the change is {choice.state}: {choice.reason}")
         else:
             self._end(member)

@@ -8,13 +8,13 @@ import time
 import structlog
 
 from analytics_core.errors import (
-    AnalyticsError,
     HookFailedError,
     HookTimeoutError,
     LogCorruptionError,
     PluginError,
     WorkerDiedError,
 )
+from analytics_core.host.code.traces import cause_of
 from analytics_core.host.health import RUNNING, Health, State
 from analytics_core.host.life.budget import Budget, RestartPolicy
 from analytics_core.host.life.change import reason_of
@@ -98,7 +98,7 @@ class Standing:
         """An attempt has ended with ``error`` in the window that begins at ``position``."""
         with self._lock:
             reason, state = reason_of(error), self.health.state
-            _log.warning("plugin_failed", plugin=self.health.plugin, problem=reason, exc_info=_trace(error))
+            _log.warning("plugin_failed", plugin=self.health.plugin, problem=reason, exc_info=cause_of(error))
             if isinstance(error, LogCorruptionError):
                 self._halt(reason)
                 return
@@ -153,9 +153,3 @@ def _refused(error: BaseException) -> bool:
         and not isinstance(error, HookTimeoutError)
         and error.hook in ("setup", "import_state")
     )
-
-
-def _trace(error: BaseException) -> BaseException | None:
-    """The exception with its trace where that says more than the text: in which line of the plugin it arose."""
-    told = isinstance(error, AnalyticsError) and error.__cause__ is None
-    return None if told or isinstance(error, HookTimeoutError) else error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import structlog
@@ -12,9 +11,10 @@ import structlog
 from analytics_core.errors import AnalyticsError, PluginUnavailableError
 from analytics_core.host.health import RUNNING, Health
 from analytics_core.host.life.attempt import Attempt
-from analytics_core.host.life.change import Change, Outcome, ReloadReceipt, ended, outcome_of, reason_of
+from analytics_core.host.life.change import Change, ReloadReceipt, ended, reason_of
 from analytics_core.host.life.present import Present
-from analytics_core.host.life.reload import Reload, aside, gap, retired
+from analytics_core.host.life.reload import Reload, aside
+from analytics_core.host.life.trial import Trial
 from analytics_core.host.running.runtime import Runtime
 from analytics_core.lanes.lane import Lane
 
@@ -24,59 +24,6 @@ _TRIED_AGAIN: Final = RUNNING - {"reloading"} | {"quarantined"}
 """States of a plugin that has run, and will be tried again though it does not run just now."""
 
 _log = structlog.get_logger(__name__)
-
-
-class Trial:
-    """A change whose generation begins from the checkpoint, after generation ``before`` was stopped or has failed.
-
-    ``fallback`` runs again when the new one does not come to run; ``left_at`` is up to where it has committed.
-    `ended` may block; what is told then is the receipt.
-    """
-
-    def __init__(
-        self,
-        change: Change,
-        before: int,
-        fallback: Runtime | None,
-        left_at: int | None,
-        seconds: dict[str, float],
-        drained: Callable[[int, float], bool],
-        settle: Callable[[ReloadReceipt], None],
-    ) -> None:
-        self.change = change
-        self.fallback = fallback
-        self.over = False
-        self._drained = drained
-        self.resumed_at: int | None = None
-        """Where its lane has gone on, once it has."""
-        self._before = before
-        self._left_at = left_at
-        self._seconds = seconds
-        self._settle = settle
-        self._began = time.monotonic()
-
-    def ended(self, error: BaseException | None) -> None:
-        """It runs, or ``error`` is why it does not."""
-        self._seconds["begin"] = time.monotonic() - self._began
-        survivors: tuple[str, ...] = ()
-        outcome: Outcome
-        if error is not None:
-            outcome = outcome_of(error) if self.fallback is not None else "failed"
-            reason = reason_of(error)
-        else:
-            outcome = "active"
-            reason = "" if self.fallback is not None else "nothing ran that could be handed over"
-            survivors = self._retired(self.fallback) if self.fallback is not None else ()
-        lost = gap(self._left_at, self.resumed_at)
-        figures = {"seconds": self._seconds, "events_lost": lost, "survivors": survivors}
-        self._settle(ended(self.change.runtime, self._before, outcome, reason, **figures))
-
-    def _retired(self, old: Runtime) -> tuple[str, ...]:
-        return retired(old, [], lambda seconds: self._drained(old.generation, seconds))
-
-    def superseded(self, reason: str) -> None:
-        """Something else takes its place before it has come to run."""
-        self._settle(ended(self.change.runtime, self._before, "superseded", reason, seconds=self._seconds))
 
 
 class Carrier(Protocol):
@@ -192,7 +139,7 @@ class Succession:
             self._settle(change, ended(change.runtime, present, "rolled_back", "it does not run just now"))
         elif attempt is None:
             tried_again = self._life.health.state in _TRIED_AGAIN
-            self._begin(change, self._life.present.runtime if tried_again else None, {})
+            self._begin(change, self._life.present.runtime if tried_again else None, {}, failed=True)
         elif change.strategy == "stop_first":
             self._stop_first(change, attempt)
         else:
@@ -216,7 +163,8 @@ class Succession:
         result = reload.run()
         if result == "begin":
             self._make_way(attempt, change)
-            self._begin(change, old, reload.seconds)
+            failed = attempt.lane is not None and attempt.lane.state == "failed"
+            self._begin(change, old, reload.seconds, failed=failed)
         elif result is not None:
             self._tell(result)
             self._settle(change, result)
@@ -243,14 +191,18 @@ class Succession:
         self._life.present.exchange(change.runtime, frozenset())
         attempt.end(attempt.runtime.seconds)
 
-    def _begin(self, change: Change, fallback: Runtime | None, seconds: dict[str, float]) -> None:
+    def _begin(
+        self, change: Change, fallback: Runtime | None, seconds: dict[str, float], *, failed: bool = False
+    ) -> None:
         before = self._life.present.runtime.generation if fallback is None else fallback.generation
         lane = self._life.lane
         left_at = lane.committed if lane is not None else None
         drained = self._life.present.drained
-        trial = Trial(
-            change, before, fallback, left_at, seconds, drained, lambda receipt: self._settle(change, receipt)
-        )
+
+        def settle(receipt: ReloadReceipt) -> None:
+            self._settle(change, receipt)
+
+        trial = Trial(change, before, fallback, left_at, seconds, drained, settle, failed=failed)
         with self._lock:
             self._trial, self._reload = trial, None
             self._life.begin(trial)

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 import structlog
 
 from analytics_core.errors import HookFailedError, HookTimeoutError, PluginUnavailableError, WorkerDiedError
+from analytics_core.host.code.traces import cause_of
 from analytics_core.host.health import RUNNING, Health, State
 from analytics_core.host.life.attempt import Attempt, MakeLane
 from analytics_core.host.life.budget import RestartPolicy
@@ -15,7 +16,8 @@ from analytics_core.host.life.change import Change, outcome_of, reason_of
 from analytics_core.host.life.present import Present
 from analytics_core.host.life.reload import aside
 from analytics_core.host.life.standing import Standing
-from analytics_core.host.life.succession import Succession, Trial
+from analytics_core.host.life.succession import Succession
+from analytics_core.host.life.trial import Trial
 from analytics_core.host.running.runtime import Runtime
 from analytics_core.lanes.lane import Lane
 
@@ -56,6 +58,7 @@ class Life:
         self._turn = turn
         self._lock = threading.RLock()
         self._attempt: Attempt | None = None
+        self._lane: Lane | None = None
         self._trial: Trial | None = None
         self._closed = False
         self._released = False
@@ -70,8 +73,9 @@ class Life:
 
     @property
     def lane(self) -> Lane | None:
-        """The lane of the present or the last attempt."""
-        return self._attempt.lane if self._attempt is not None else None
+        """The lane that has run last, which says how far the plugin is; before, that of the first attempt."""
+        attempt = self._attempt
+        return self._lane or (attempt.lane if attempt is not None else None)
 
     @property
     def settled(self) -> bool:
@@ -217,6 +221,7 @@ class Life:
                 self.present.exchange(fallback, frozenset())
                 self.standing.begins_anew(fallback.seconds)
                 reason = f"generation {trial.change.runtime.generation}: {reason_of(error)}"
+                _log.warning("reload_failed", plugin=self.health.plugin, problem=reason, exc_info=cause_of(error))
                 self.health.move(outcome_of(error), reason, generation=fallback.generation)
         if fallback is None:  # it runs, or nothing else does
             trial.change.came_in()
@@ -307,18 +312,21 @@ class Life:
         with self._lock:
             if attempt.over:
                 return
-            attempt.running = True
-            if self._trial is not None and attempt.lane is not None:
-                self._trial.resumed_at = attempt.lane.position
+            attempt.running, self._lane = True, attempt.lane
+            decided = self._trial is not None and self._trial.runs(attempt.lane)
             fresh = self._trial is not None or self.health.state in ("starting", "reloading")
             if fresh or "process" not in self.hooks:
                 self.standing.well(self.hooks, attempt.runtime.generation)
-        self._tried(None)
+        if decided:
+            self._tried(None)
 
     def _committed(self, attempt: Attempt, position: int) -> None:
         with self._lock:
-            if not attempt.over and self.standing.progressed(position):
+            if attempt.over:
+                return
+            if self.standing.progressed(position):
                 self.standing.well(self.hooks, attempt.runtime.generation)
+        self._tried(None)
 
     def _watch(self, attempt: Attempt) -> None:
         """Nobody else would see that an idle plugin has died, or that one without a lane has kept well."""
@@ -332,6 +340,9 @@ class Life:
             since = attempt.began if attempt.lane is None else float("inf")
             if not attempt.over and self.standing.kept_well(since):
                 self.standing.well(self.hooks, attempt.runtime.generation)
+            decided = not attempt.over and self._trial is not None and self._trial.due_in() <= 0
+        if decided:
+            self._tried(None)
 
     def _ended(self, attempt: Attempt, error: BaseException | None, *, hung: bool = False) -> None:
         """Judge how an attempt ended; the first judgement holds."""

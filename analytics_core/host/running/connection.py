@@ -34,11 +34,16 @@ class Connection:
         self._connection = connection
         self._worker = worker
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[tuple[str, msgspec.Raw]]] = {}
+        self._waiting: dict[int, tuple[str, asyncio.Future[tuple[str, msgspec.Raw]]]] = {}
         self._opening: asyncio.Task[asyncio.StreamWriter] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._strikes = 0
+        self._cut_off: frozenset[str] = frozenset()
+
+    def out(self) -> frozenset[str]:
+        """The hooks that are under way; in the end, those that were when the worker ended."""
+        return self._cut_off | {hook for hook, _ in self._waiting.copy().values()}
 
     async def call(self, hook: str, seconds: float, arguments: dict[str, Any]) -> Any:
         body = {
@@ -51,7 +56,7 @@ class Connection:
         try:
             async with asyncio.timeout(seconds + _GRACE):
                 writer = await self._writer()
-                self._waiting[number] = future
+                self._waiting[number] = hook, future
                 writer.writelines(frame(number, "call", body))
                 await writer.drain()
                 word, raw = await future
@@ -104,7 +109,7 @@ class Connection:
             while True:
                 size = size_of(await reader.readexactly(HEADER.size))
                 number, word, raw = unframe(await reader.readexactly(size))
-                future = self._waiting.get(number)
+                _, future = self._waiting.get(number, ("", None))
                 if future is not None and not future.done():
                     future.set_result((word, raw))
         except BadFrameError as error:
@@ -112,6 +117,7 @@ class Connection:
         except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
-            for future in self._waiting.values():
+            self._cut_off = self.out()
+            for _, future in self._waiting.values():
                 if not future.done():
                     future.set_exception(ConnectionResetError("the worker has ended"))

@@ -51,6 +51,7 @@ class WorkerProcess:
         self._calls = Connection(plugin, calls, self)
         self._number = 0
         self._cpu_before: float | None = None
+        self._doing = ""
         self._why = ""
         try:
             self._process = launch(lane_theirs.fileno(), calls_theirs.fileno(), life_theirs)
@@ -88,7 +89,8 @@ class WorkerProcess:
                 _, word, raw = self._channel.receive(seconds)
                 if word != "beat":
                     break
-                doing = decode(raw, str) or doing
+                self._doing = decode(raw, str)
+                doing = self._doing or doing
                 beat(doing)
         except TimeoutError:
             self.kill(f"{doing!r} gave no answer within {seconds:g} s")
@@ -100,6 +102,7 @@ class WorkerProcess:
             raise WorkerDiedError(self.plugin, self.how()) from None
         finally:
             self._cpu_before = None
+        self._doing = ""
         if word == "error":
             raise decode(raw, Failure).error(self.plugin)
         return decode(raw, kind)
@@ -127,13 +130,15 @@ class WorkerProcess:
         self._reader.join(seconds)
 
     def how(self) -> str:
-        """How it ended: the host's reason, a signal or an exit code."""
+        """How it ended: the host's reason, a signal or an exit code, and during which hooks if that is known."""
         try:
             code = self._process.wait(5)
         except subprocess.TimeoutExpired:
             self.kill("it closed its connection and went on running")
             code = self._process.wait()
-        return self._why or ending(code)
+        hooks = sorted({self._doing, *self._calls.out()} - {""})
+        during = f" (during {' and '.join(map(repr, hooks))})" if hooks else ""
+        return f"{self._why or ending(code)}{during}"
 
     def anonymous_bytes(self) -> int | None:
         """Memory of its own, without mapped files such as the log; None where the system does not tell."""

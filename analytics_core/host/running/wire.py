@@ -31,6 +31,7 @@ from analytics_core.errors import (
     TrimmedError,
 )
 from analytics_core.events import Event, EventBatch, micros, moment
+from analytics_core.host.code.traces import RemoteError, line_of, text_of
 
 HEADER: Final = struct.Struct(">I")
 LARGEST: Final = 1 << 30
@@ -74,9 +75,17 @@ class Failure(Struct, frozen=True):
     offset: int = 0
     refusal: str | None = None
     """What the ``ValueError`` said that ``ingest`` raised: how an adapter refuses its client's body."""
+    trace: str = ""
+    """The trace of what the plugin has raised."""
+    line: str = ""
+    """Where in its code that was."""
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
+        return msgspec.structs.replace(cls._of(error), trace=text_of(error), line=line_of(error))
+
+    @classmethod
+    def _of(cls, error: BaseException) -> Failure:
         text = str(error)
         match error:
             case HookTimeoutError():
@@ -97,7 +106,15 @@ class Failure(Struct, frozen=True):
         return cls("other", f"{type(error).__name__}: {text}")
 
     def error(self, plugin: str) -> AnalyticsError:
-        """The same exception on the host's side, with the same text."""
+        """The same exception on the host's side, with the same text, and the trace as its cause."""
+        error = self._error(plugin)
+        if self.refusal is not None:
+            error.__cause__ = ValueError(self.refusal)
+        elif self.trace:
+            error.__cause__ = RemoteError(self.trace, self.line)
+        return error
+
+    def _error(self, plugin: str) -> AnalyticsError:
         text = self.text.removeprefix(f"Plugin {plugin!r}: ")
         match self.kind:
             case "timeout" | "hook":
@@ -105,8 +122,6 @@ class Failure(Struct, frozen=True):
                 failed = kind.__new__(kind)
                 PluginError.__init__(failed, plugin, text)
                 failed.hook = self.hook
-                if self.refusal is not None:
-                    failed.__cause__ = ValueError(self.refusal)
                 return failed
             case "refused":
                 return HookRefusedError(plugin, text)

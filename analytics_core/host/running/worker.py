@@ -27,7 +27,7 @@ import msgspec
 import structlog
 
 from analytics_core.events import EventBatch
-from analytics_core.host.code.dispatch import Instance
+from analytics_core.host.code.dispatch import Instance, unheard
 from analytics_core.host.code.generation import Generation, load
 from analytics_core.host.running.channel import Channel
 from analytics_core.host.running.crossing import ARGUMENTS, Call, Hello
@@ -185,9 +185,29 @@ def _end_with_host(life: int) -> None:
     fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
 
 
+def _leave_the_end_to_the_host() -> None:
+    """Ctrl-C reaches the whole terminal, SIGTERM often the whole group. What the plugin starts hears both: that it has
+    been forked off is no moment in which one is lost."""
+    both = {signal.SIGINT, signal.SIGTERM}
+
+    def hear() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        unblock()
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+
+    for number in both:
+        signal.signal(number, unheard)
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, both), after_in_parent=unblock, after_in_child=hear
+    )
+
+
 def main() -> None:
     lane, calls, life = (int(word) for word in sys.argv[1:4])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the host ends its workers
+    _leave_the_end_to_the_host()
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")  # before the host, if memory runs out
     _end_with_host(life)
