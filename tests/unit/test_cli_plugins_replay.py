@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -182,7 +183,7 @@ def test_whoever_leaves_is_told_that_the_replay_goes_on(house: House, monkeypatc
     def leave(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(replaying.time, "sleep", leave)
+    monkeypatch.setattr(replaying, "time", SimpleNamespace(sleep=leave))  # for nobody else
     done = house.run("shop")
     assert done.exit_code == 1
     assert "the replay goes on without you; to drop it: analytics plugins replay shop --discard" in done.stderr
