@@ -37,6 +37,7 @@ def measure(plugins: int, runs: int) -> dict[str, Any]:
     """Median and maximum of the processor seconds (user and system) of ``runs`` processes, beside those of --help."""
     with tempfile.TemporaryDirectory(prefix="analytics-listing-") as folder:
         site = Path(folder) / "site"
+        (Path(folder) / "manifests").mkdir()
         for number in range(plugins):
             _install(site, f"made-up-{number}")
         results = [_run(Path(folder), site, plugins) for _ in range(runs)]
