@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ BROKEN = "def process(self, batch:"
 
 def refusing(why: str) -> str:
     return COUNTING + setup(f"raise ValueError({why!r})")
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    built = House(tmp_path)
-    yield built
-    built.close()
 
 
 # --- what runs afterwards --------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,8 @@ from analytics_core.manifest import Deployment, PluginSettingsManifest
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, until, until_state, view
 from tests.flow.test_reload import TWICE, receipt, refreshed, rewrite
 from tests.flow.test_succession import PROVIDES
+
+pytestmark = pytest.mark.usefixtures("no_thread_fails")
 
 QUESTION = Question(analysis="asked", parameters={}, tenant="a", range=TimeRange(T0, T0, "UTC"))
 HOOK = "\n@hookimpl\ndef {name}: {body}\n"
@@ -69,21 +70,6 @@ def modules(house: House, generation: int) -> list[str]:
 
 def at_work(*kinds: str) -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.partition(":")[0] in kinds}
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    built = House(tmp_path)
-    yield built
-    built.close()
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_fails(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    failed: list[str] = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: failed.append(f"{args.thread.name}: {args.exc_value!r}"))
-    yield
-    assert failed == []
 
 
 # --- other changes ---------------------------------------------------------------------------------------------------

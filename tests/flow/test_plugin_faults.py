@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
@@ -33,13 +32,6 @@ from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, until, 
 FAULTY = COUNTING.replace("self.n += len(batch)", "self.n += len(batch)\n    if len(batch): fault()")
 SETUP = "@hookimpl\ndef setup(self, context): "
 PATIENT = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=50, hangs=50)
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    yield house
-    house.close()
 
 
 def once(house: House, deed: str) -> str:

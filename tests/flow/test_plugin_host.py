@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,6 @@ from analytics_core.records import Outcome, Question, Request, TimeRange
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, rows, until, until_state, view
 
 ISOLATIONS = ("thread", "process")
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path)
-    yield house
-    house.close()
 
 
 def batch(*names: str) -> EventBatch:

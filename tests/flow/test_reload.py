@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
@@ -19,13 +18,6 @@ from tests.flow.plugin_house import COUNTING, T0, House, head, until, until_stat
 
 TWICE = COUNTING.replace("value=self.n,", "value=2 * self.n,")
 ISOLATIONS = pytest.mark.parametrize("isolation", ["thread", "process"])
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    built = House(tmp_path)
-    yield built
-    built.close()
 
 
 def rewrite(house: House, name: str, body: str, **manifest: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -50,13 +50,6 @@ def import_state(self, state, version):
     self.names = state
 """
 WRONG = RIGHT.replace("+ 1\n", "+ (2 if name == 'x' else 1)\n").replace('batch.tenant + "/" + name', '"a/" + name')
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    built = House(tmp_path)
-    yield built
-    built.close()
 
 
 @asynccontextmanager

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ def teardown(self):
 ASKED = "@hookimpl\ndef insight(self, question, events): return None\n"
 PROVIDES = {"analyses": [{"name": "asked", "title": "Asked", "parameters": {"type": "object"}}]}
 ISOLATIONS = pytest.mark.parametrize("isolation", ["thread", "process"])
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    built = House(tmp_path)
-    yield built
-    built.close()
 
 
 def test_an_old_generation_that_hangs_in_its_export_is_followed_from_the_checkpoint(

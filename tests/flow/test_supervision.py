@@ -9,7 +9,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,9 @@ from tests.flow.test_plugin_host import Spec
 from tests.flow.test_reload import receipt, refreshed, rewrite
 from tests.flow.test_succession import PROVIDES
 
+pytestmark = pytest.mark.usefixtures("no_thread_fails")
+
 SETUP = (*COUNTING_HOOKS, "setup")
-
-
-@pytest.fixture(autouse=True)
-def _no_thread_fails(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    failed: list[str] = []
-    monkeypatch.setattr(threading, "excepthook", lambda args: failed.append(f"{args.thread.name}: {args.exc_value!r}"))
-    yield
-    assert failed == []
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    built = House(tmp_path)
-    yield built
-    built.close()
 
 
 # --- the supervisor --------------------------------------------------------------------------------------------------
