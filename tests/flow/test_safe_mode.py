@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def test_an_event_that_ends_the_host_does_so_three_times_and_is_counted_by_the_m
     killer.write_text(killer.read_text().replace(DIES, "").replace("self.n += len(batch)", POISONED))
     server.start()
     assert server.process is not None
-    assert [server.post([{"event": name}])["accepted"] for name in ("x", "poison")] == [1, 1]
+    assert server.post([{"event": "x"}])["accepted"] == 1
+    with suppress(ConnectionError):  # it is durable before any lane sees it, and that may be before the answer is out
+        server.post([{"event": "poison"}])
     assert server.process.wait(30) == 3
     die(server, 2)
     safe = safe_mode(server.start())
