@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Signals,
         TimeRange,
         TrainReport,
+        UserOrder,
         Window,
     )
     from analytics_core.sketches import HistogramSketch, UniqueSketch
@@ -68,6 +69,7 @@ __all__ = [
     "TimeRange",
     "TrainReport",
     "UniqueSketch",
+    "UserOrder",
     "Window",
     "hash_strings",
     "hookimpl",

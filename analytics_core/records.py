@@ -6,10 +6,11 @@ seconds, ``labels`` map short words to short words.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from msgspec import Struct
@@ -19,6 +20,7 @@ from analytics_core.events import FieldError
 Severity = Literal["info", "low", "medium", "high", "critical"]
 MetricKind = Literal["sum", "last", "max", "unique", "histogram"]
 Json = dict[str, Any] | list[Any] | str | int | float | bool | None
+Step = TypeVar("Step")
 
 # --- what plugins give back ------------------------------------------------------------------------------------------
 
@@ -247,6 +249,44 @@ class Signals(Struct, frozen=True, kw_only=True):
     series: Mapping[str, Series]
 
 
+class UserOrder(Struct, frozen=True, eq=False):
+    """Some visitors with all their events, those of each in the order (timestamp, partition, seq).
+
+    A visitor is a person (the user id, or the anonymous id of an event without one, joined by identity), or a session
+    of nobody. Of each visitor, shape ``(users,)``: ``key`` uint64, equal in every question and never in two parts of
+    one answer; ``known``, whether it is a person; ``end``, one past the last of its events; ``first_at``, microseconds
+    UTC of the first event that is stored of it, whatever was asked for.
+
+    Of each event, shape ``(n,)``: ``at`` microseconds UTC, ``seq`` (log position), ``name`` (index into ``names``),
+    ``session`` uint64 (a hash of the client's session id, 0 for none), ``marks`` (a boolean column for each mark) and
+    ``values`` (for each field, an index into its ``words``; -1 where there is none).
+    """
+
+    key: npt.NDArray[np.uint64]
+    known: npt.NDArray[np.bool_]
+    end: npt.NDArray[np.int64]
+    first_at: npt.NDArray[np.int64]
+    at: npt.NDArray[np.int64]
+    seq: npt.NDArray[np.int64]
+    name: npt.NDArray[np.int32]
+    session: npt.NDArray[np.uint64]
+    names: Sequence[str]
+    marks: Mapping[str, npt.NDArray[np.bool_]] = {}
+    values: Mapping[str, npt.NDArray[np.int32]] = {}
+    words: Mapping[str, Sequence[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def start(self) -> npt.NDArray[np.int64]:
+        """Where each visitor's events begin, shape ``(users,)``."""
+        return np.concatenate([np.zeros(min(len(self.end), 1), np.int64), self.end[:-1]])
+
+    def user(self) -> npt.NDArray[np.int64]:
+        """The number of each event's visitor in this part, from 0, shape ``(n,)``."""
+        return np.repeat(np.arange(len(self.end)), np.diff(self.end, prepend=0))
+
+
 class EventReader(Protocol):
     """Read-only history, bound to one tenant, range and filter, fresh to the last acknowledged event.
 
@@ -269,6 +309,26 @@ class EventReader(Protocol):
 
     def metric(self, name: str, interval: str) -> Series:
         """A metric by name (plugin metric, manifest metric or event name) per minute, hour, day, week or month."""
+        ...
+
+    def in_user_order(
+        self,
+        step: Callable[[UserOrder], Step],
+        *,
+        marks: Mapping[str, Json] = {},
+        values: Sequence[str] = (),
+        marked_only: bool = False,
+        since: datetime | None = None,
+    ) -> list[Step]:
+        """What ``step`` makes of each part of the visitors, in order of their keys; of nothing when there are none.
+
+        ``marks`` say which events are meant by filters as a request writes them (``{"event": "cart",
+        "properties.plan": "pro"}`` or ``[{"field", "op", "value"}]``); with ``marked_only`` the others are left out.
+        ``values`` name properties whose text is wanted. ``since`` asks for events before the range's start as well.
+
+        Parts are whole visitors and of bounded size, so the memory is that of a part and of what ``step`` gives. It is
+        called on several threads and must not change what it is given.
+        """
         ...
 
 

@@ -17,6 +17,7 @@ class Snapshot(Struct, frozen=True):
     """One leased version: immutable files that hold exactly the events below ``position``.
 
     ``files`` are Parquet paths that may contain events of the asked tenant and range; rows still need the filter.
+    ``others`` are the tenant's other files, of which no event is in the range.
     Every file has all columns of `events.SCHEMA`, words as plain strings. Serialisable, so that a plugin's process can
     read it too.
     """
@@ -24,6 +25,7 @@ class Snapshot(Struct, frozen=True):
     version: int
     position: int
     files: Sequence[str]
+    others: Sequence[str] = ()
 
 
 class RetentionPolicy(Struct, frozen=True):

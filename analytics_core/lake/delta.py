@@ -19,7 +19,7 @@ from analytics_core.config import MB
 from analytics_core.errors import RetentionHeldError, StorageError
 from analytics_core.events import EventBatch, micros
 from analytics_core.lake import RetentionPolicy, Snapshot, compact, retention
-from analytics_core.lake.files import LakeFile, TableVersion, in_window, needed, partitions, scan, write_files
+from analytics_core.lake.files import LakeFile, TableVersion, in_window, overlaps, partitions, scan, write_files
 from analytics_core.lake.log_order import read_window
 from analytics_core.lake.table import Table
 
@@ -65,7 +65,9 @@ class DeltaStore:
         """The files of the current version for events with ``start <= timestamp < end``, kept while it is open."""
         low = None if start is None else micros(start)
         high = None if end is None else micros(end)
-        with self._held(lambda version: needed(version.files.get(tenant, ()), low, high)) as snapshot:
+        with self._held(
+            lambda version: version.files.get(tenant, ()), lambda file: overlaps(file, low, high)
+        ) as snapshot:
             yield snapshot
 
     def read(self, start: int, max_rows: int = 65_536, max_bytes: int = 64 * MB) -> tuple[list[EventBatch], int]:
@@ -77,15 +79,21 @@ class DeltaStore:
             return read_window(snapshot.files, start, end, max_bytes, self._spool)
 
     @contextmanager
-    def _held(self, choose: Callable[[TableVersion], Iterable[LakeFile]]) -> Iterator[Snapshot]:
-        """The chosen files of the current version, kept from vacuum while it is open."""
+    def _held(
+        self, choose: Callable[[TableVersion], Iterable[LakeFile]], asked: Callable[[LakeFile], bool] = lambda _: True
+    ) -> Iterator[Snapshot]:
+        """The chosen files of the current version, those that are ``asked`` for apart, kept from vacuum while it is
+        open."""
         with self._leasing:
             version = self._table.current
-            files = [f"{self._root}/{file.path}" for file in choose(version)]
+            chosen: tuple[list[str], list[str]] = ([], [])
+            for file in choose(version):
+                chosen[asked(file)].append(f"{self._root}/{file.path}")
+            others, files = chosen
             ticket = next(self._tickets)
-            self._leases[ticket] = files
+            self._leases[ticket] = [*files, *others]
         try:
-            yield Snapshot(version.number, version.position, files)
+            yield Snapshot(version.number, version.position, files, others)
         finally:
             with self._leasing:
                 del self._leases[ticket]

@@ -113,11 +113,9 @@ def read_version(table: DeltaTable, position: int) -> TableVersion:
     return TableVersion(table.version(), position, {tenant: tuple(listed) for tenant, listed in files.items()})
 
 
-def needed(files: Iterable[LakeFile], start: int | None, end: int | None) -> list[LakeFile]:
-    """The files that may hold an event with ``start <= timestamp < end``, both microseconds or open."""
-    low = -(2**62) if start is None else start
-    high = 2**62 + 1 if end is None else end
-    return [file for file in files if file.last_event >= low and file.first_event < high]
+def overlaps(file: LakeFile, start: int | None, end: int | None) -> bool:
+    """Whether it may hold an event with ``start <= timestamp < end``, both microseconds or open."""
+    return (start is None or file.last_event >= start) and (end is None or file.first_event < end)
 
 
 def in_window(files: Iterable[LakeFile], start: int, end: int) -> list[LakeFile]:

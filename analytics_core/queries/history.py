@@ -136,7 +136,8 @@ class History:
             durable = max(self._log.durable, leased.position)
             tail = self._tails.read(tenant, leased.position, durable)
             spec = ReaderSpec(
-                files=tuple(str(Path(file).absolute()) for file in leased.files),
+                files=_absolute(leased.files),
+                others=_absolute(leased.others),
                 position=leased.position,
                 durable=durable,
                 log_directory=self._directory,
@@ -211,6 +212,10 @@ class History:
 
 
 _range = range
+
+
+def _absolute(files: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(Path(file).absolute()) for file in files)
 
 
 def _newest(reader: Reader, after: _Cursor | None, limit: int) -> list[dict[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -14,11 +16,14 @@ import pyarrow as pa
 from msgspec import Struct
 
 from analytics_core.errors import ClashError, ParameterError, QueryError, RequestError, StoppingError, TrimmedError
-from analytics_core.events import SCHEMA
+from analytics_core.events import SCHEMA, micros
 from analytics_core.log.segments import SegmentReader
 from analytics_core.metrics.filters import Field, Filter, conjunction
+from analytics_core.queries.filters import parse_filters
+from analytics_core.queries.marks import Meant
 from analytics_core.queries.tail import Tail, read_tail
-from analytics_core.records import Series, TimeRange
+from analytics_core.queries.user_order import View, view_of
+from analytics_core.records import Json, Series, Step, TimeRange, UserOrder
 
 _SEALED: Final = {
     "autoinstall_known_extensions": "false",
@@ -27,6 +32,9 @@ _SEALED: Final = {
     "python_enable_replacements": "false",
     "temp_directory": "",
 }
+
+
+_LATE: Final = "no answer within {:g} s; narrow the time range, add a filter, or group more coarsely"
 
 
 class Limits(Struct, frozen=True):
@@ -46,10 +54,12 @@ class MetricSource(Protocol):
 class ReaderSpec(Struct, frozen=True, kw_only=True):
     """A snapshot by reference, picklable: any process that sees the data directory can open the same one.
 
-    It is valid while the reader that gave it is open, which keeps the files leased.
+    It is valid while the reader that gave it is open, which keeps the files leased. ``files`` hold what is in the
+    range, ``others`` the rest of the tenant's events.
     """
 
     files: tuple[str, ...]
+    others: tuple[str, ...] = ()
     position: int
     durable: int
     tenant: str
@@ -80,8 +90,11 @@ class Reader:
     those of ``range.timezone``. Safe for use from any thread, one query at a time.
     """
 
-    def __init__(self, spec: ReaderSpec, tail: Tail, resources: ExitStack) -> None:
+    def __init__(
+        self, spec: ReaderSpec, tail: Tail, resources: ExitStack, order: Callable[[Reader], View] = view_of
+    ) -> None:
         self._spec = spec
+        self._order = order
         self._resources = resources
         self._lock = threading.Lock()
         self._closing = False
@@ -116,12 +129,21 @@ class Reader:
         :raises QueryError: for anything but one SELECT, an error of DuckDB, and a query over its time or memory.
         :raises StoppingError: when the host stops.
         """
+        return self._run(query, parameters or {}, guest=True)
+
+    def ever(self, query: str, parameters: Mapping[str, Any]) -> pa.Table:
+        """One SELECT of the host's own over the view ``ever``: all events of the tenant, whatever the range and the
+        filters. Raises as `sql`."""
+        return self._run(query, parameters, guest=False)
+
+    def _run(self, query: str, parameters: Mapping[str, Any], *, guest: bool) -> pa.Table:
         with self._lock, self._guarded():
             self._check_open()
-            statements = self._connection.extract_statements(query)
-            if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-                raise QueryError("only one SELECT statement can be run")
-            found = self._connection.sql(query, params=dict(parameters or {})).to_arrow_table()
+            if guest:
+                statements = self._connection.extract_statements(query)
+                if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+                    raise QueryError("only one SELECT statement can be run")
+            found = self._connection.sql(query, params=dict(parameters)).to_arrow_table()
         return _in_utc(found)
 
     def table(self, columns: Sequence[str]) -> pa.Table:
@@ -153,6 +175,39 @@ class Reader:
             return self._spec.metrics.series(self, name, interval)
         except (RequestError, ClashError) as error:
             raise QueryError(str(error)) from error
+
+    def in_user_order(
+        self,
+        step: Callable[[UserOrder], Step],
+        *,
+        marks: Mapping[str, Json] = {},
+        values: Sequence[str] = (),
+        marked_only: bool = False,
+        since: datetime | None = None,
+    ) -> list[Step]:
+        """`EventReader.in_user_order`. :raises ParameterError: for a mark or a value that is none."""
+        asked = {mark: parse_filters(given, mark) for mark, given in marks.items()}
+        view = self._order(self)
+        low = self.range.start if since is None else min(since, self.range.start)
+        meant = Meant(
+            self,
+            view.names,
+            self._spec.filters,
+            asked,
+            values,
+            micros(low),
+            micros(self.range.end),
+            marked_only=marked_only,
+        )
+        limits = self._spec.limits
+        until = time.monotonic() + limits.seconds
+
+        def go_on() -> None:
+            self._check_open()
+            if time.monotonic() > until:
+                raise QueryError(_LATE.format(limits.seconds))
+
+        return view.fold(step, meant, None, limits.threads, go_on)
 
     def has_event(self, name: str) -> bool:
         """Whether the snapshot has an event of this name."""
@@ -206,9 +261,7 @@ class Reader:
             yield
         except duckdb.InterruptException:
             self._check_open()
-            raise QueryError(
-                f"no answer within {limits.seconds:g} s; narrow the time range, add a filter, or group more coarsely"
-            ) from None
+            raise QueryError(_LATE.format(limits.seconds)) from None
         except duckdb.OutOfMemoryException:
             raise QueryError(
                 f"the query needs more than {limits.memory}; narrow the time range, add a filter, or select less"
@@ -235,10 +288,11 @@ def _connect(spec: ReaderSpec, tail: pa.Table) -> duckdb.DuckDBPyConnection:
     try:
         connection.execute("SET enable_progress_bar = false")
         connection.execute("SET TimeZone = $1", [spec.range.timezone])
-        connection.execute("SET allowed_paths = $1", [list(spec.files)])
+        connection.execute("SET allowed_paths = $1", [[*spec.files, *spec.others]])
         connection.execute("SET enable_external_access = false")
         connection.register("log_tail", tail)
-        connection.execute(_view(spec, connection))
+        for view in _views(spec, connection):
+            connection.execute(view)
         connection.execute("SET lock_configuration = true")
     except BaseException:
         connection.close()
@@ -246,8 +300,8 @@ def _connect(spec: ReaderSpec, tail: pa.Table) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _view(spec: ReaderSpec, connection: duckdb.DuckDBPyConnection) -> str:
-    """The view's SQL. A view takes no parameters, so each value is a variable of the connection."""
+def _views(spec: ReaderSpec, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+    """The SQL of the views. A view takes no parameters, so each value is a variable of the connection."""
     number = 0
 
     def bind(value: Any) -> str:
@@ -256,16 +310,20 @@ def _view(spec: ReaderSpec, connection: duckdb.DuckDBPyConnection) -> str:
         connection.execute(f"SET VARIABLE v{number} = $1", [value])
         return f"getvariable('v{number}')"
 
+    def source(files: Sequence[str]) -> str:
+        """All events of the tenant in ``files`` and in the tail."""
+        rows = [f"SELECT {columns} FROM log_tail"]
+        if files:
+            stored = f"read_parquet({bind(list(files))}, hive_partitioning = false, union_by_name = false)"
+            rows.append(f"SELECT {columns} FROM {stored}")
+        return f"SELECT {columns} FROM ({' UNION ALL '.join(rows)}) WHERE tenant = {bind(spec.tenant)}"
+
     columns = ", ".join(SCHEMA.names)
-    sources = [f"SELECT {columns} FROM log_tail"]
-    if spec.files:
-        stored = f"read_parquet({bind(list(spec.files))}, hive_partitioning = false, union_by_name = false)"
-        sources.append(f"SELECT {columns} FROM {stored}")
-    return (
-        f"CREATE VIEW events AS SELECT {columns} FROM ({' UNION ALL '.join(sources)}) "
-        f"WHERE tenant = {bind(spec.tenant)} AND timestamp >= {bind(spec.range.start)} "
+    yield (
+        f"CREATE VIEW events AS {source(spec.files)} AND timestamp >= {bind(spec.range.start)} "
         f"AND timestamp < {bind(spec.range.end)} AND {conjunction(spec.filters, bind)}"
     )
+    yield f"CREATE VIEW ever AS {source([*spec.files, *spec.others])}"
 
 
 def _in_utc(table: pa.Table) -> pa.Table:

@@ -1,0 +1,233 @@
+"""Events in user order: integer columns sorted by visitor, time and log position, and how several become one.
+
+Everything here is numpy on whole columns and knows neither files nor questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from msgspec import Struct
+
+from analytics_core.hashing import hash_strings
+
+I64 = npt.NDArray[np.int64]
+I32 = npt.NDArray[np.int32]
+U64 = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+COLUMNS: Final = {
+    "at": np.dtype(np.int64),
+    "place": np.dtype(np.int64),
+    "name": np.dtype(np.int32),
+    "session": np.dtype(np.uint64),
+}
+"""Of each event. ``place`` is its position in the log: ``partition << 48 | seq``."""
+
+_SESSIONS: Final = 0x5E55
+"""The seed by which session ids are hashed, so that none equals a visitor's key."""
+_BITS: Final = 63
+_KNOWN: Final = np.uint64(1)
+
+
+def visitor_keys(ids: pa.Array | Sequence[str]) -> U64:
+    """The key of each visitor id, shape ``(n,)``: a hash with its lowest bit set; that of null means nothing."""
+    return hash_strings(ids) | _KNOWN
+
+
+def session_hashes(ids: pa.Array) -> U64:
+    """A hash of each session id, shape ``(n,)``; 0 for null."""
+    hashes = hash_strings(ids, _SESSIONS) | _KNOWN
+    if ids.null_count:
+        hashes[~_valid(ids)] = 0
+    return hashes
+
+
+class Keys(NamedTuple):
+    """Whose each event is, shape ``(n,)`` each; see `Run`."""
+
+    key: U64
+    session: U64
+
+
+def keys_of(user: pa.Array, anonymous: pa.Array, session: pa.Array) -> Keys:
+    """The visitor is the user id, or the anonymous id without one. A session of nobody is a visitor whose key is even.
+
+    Events that have none of the three have key 0 and belong into no run.
+    """
+    visitor = pc.coalesce(user, anonymous)
+    key, sessions = visitor_keys(visitor), session_hashes(session)
+    if visitor.null_count:
+        nobody = ~_valid(visitor)
+        key[nobody] = sessions[nobody] & ~_KNOWN
+    return Keys(key, sessions)
+
+
+def _valid(column: pa.Array) -> Mask:
+    valid: Mask = column.is_valid().to_numpy(zero_copy_only=False)
+    return valid
+
+
+class Run(Struct, frozen=True, eq=False):
+    """``n`` events of ``users`` visitors.
+
+    ``key`` (users,): the visitors, ascending; odd for a person, even for a session of nobody. ``end`` (users,): one
+    past the last event of each. Of each event, shape ``(n,)``: ``at`` (microseconds UTC), ``place`` (log position),
+    ``name`` (a code), ``session`` (a hash, 0 for none). The events of a visitor are in the order of (at, place).
+
+    Two 64-bit hashes are taken for different ids: among ten million visitors that is wrong once in 180,000 data sets.
+    """
+
+    key: U64
+    end: I64
+    at: I64
+    place: I64
+    name: I32
+    session: U64
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    @property
+    def start(self) -> I64:
+        """Where each visitor's events begin, shape ``(users,)``."""
+        return np.concatenate([np.zeros(min(len(self.end), 1), np.int64), self.end[:-1]])
+
+    def user(self) -> I64:
+        """The number of each event's visitor, from 0, shape ``(n,)``."""
+        return np.repeat(np.arange(len(self.key)), np.diff(self.end, prepend=0))
+
+    def between(self, first: int, last: int) -> Run:
+        """The visitors ``first`` to ``last - 1``, without a copy."""
+        low = int(self.end[first - 1]) if first else 0
+        high = int(self.end[last - 1]) if last > first else low
+        columns = [getattr(self, name)[low:high] for name in COLUMNS]
+        return Run(self.key[first:last], self.end[first:last] - low, *columns)
+
+    def bounds(self, low: int, high: int) -> tuple[int, int]:
+        """The numbers of the visitors with ``low <= key < high``; ``high`` may be ``2**64``."""
+        first = int(np.searchsorted(self.key, np.uint64(low)))
+        return first, int(np.searchsorted(self.key, np.uint64(high))) if high < 2**64 else len(self.key)
+
+    def span(self, low: int, high: int) -> Run:
+        """The visitors with ``low <= key < high``, without a copy."""
+        return self.between(*self.bounds(low, high))
+
+    def where(self, kept: Mask) -> Run:
+        """The events for which ``kept`` holds, shape ``(n,)``; visitors without any are gone."""
+        counts = np.add.reduceat(kept, self.start, dtype=np.int64) if len(self) else np.zeros(0, np.int64)
+        some = counts > 0
+        return Run(self.key[some], np.cumsum(counts[some]), *(getattr(self, name)[kept] for name in COLUMNS))
+
+    def visitors(self, kept: Mask) -> Run:
+        """The visitors for which ``kept`` holds, shape ``(users,)``."""
+        if kept.all():
+            return self
+        counts = np.diff(self.end, prepend=0)
+        events = np.repeat(kept, counts)
+        return Run(self.key[kept], np.cumsum(counts[kept]), *(getattr(self, name)[events] for name in COLUMNS))
+
+    def among(self, keys: U64) -> Mask:
+        """Which visitors are in ``keys``, which ascend; shape ``(users,)``."""
+        if not len(keys):
+            return np.zeros(len(self.key), np.bool_)
+        at = np.minimum(np.searchsorted(keys, self.key), len(keys) - 1)
+        found: Mask = keys[at] == self.key
+        return found
+
+
+EMPTY: Final = Run(np.zeros(0, np.uint64), np.zeros(0, np.int64), *(np.zeros(0, kind) for kind in COLUMNS.values()))
+
+
+def ordered(key: U64, at: I64, place: I64, name: I32, session: U64) -> Run:
+    """A run of events in any order; those with key 0 are left out. Fastest when they come in the order of time."""
+    if not key.all():
+        some = key != 0
+        key, at, place, name, session = (column[some] for column in (key, at, place, name, session))
+    users, code = np.unique(key, return_inverse=True)
+    by = np.arange(len(place))
+    for values in (place, at, code):
+        by = by[_stable(values[by])]
+    end = np.cumsum(np.bincount(code, minlength=len(users)))
+    return Run(users, end, at[by], place[by], name[by], session[by])
+
+
+def _stable(values: npt.NDArray[Any]) -> I64:
+    """``np.argsort(values, kind="stable")``, several times as fast: a value and its place in one number sort alone."""
+    if not len(values) or (values[1:] >= values[:-1]).all():
+        return np.arange(len(values))
+    bits = len(values).bit_length()
+    least = int(values.min())
+    if (int(values.max()) - least).bit_length() + bits > _BITS:
+        return np.argsort(values, kind="stable")
+    packed: I64 = (values - least).astype(np.int64)
+    packed <<= bits
+    packed |= np.arange(len(values))
+    packed.sort()
+    packed &= (1 << bits) - 1
+    return packed
+
+
+def merged(old: Run, new: Run) -> Run:
+    """One run of both. Every event of ``new`` is later in the log than each of ``old`` of the same visitor and time."""
+    if not len(new) or not len(old):
+        return old if len(old) else new
+    key = np.union1d(old.key, new.key)
+    here, there = np.searchsorted(key, old.key), np.searchsorted(key, new.key)
+    counts = np.zeros(len(key), np.int64)
+    counts[here] = np.diff(old.end, prepend=0)
+    counts[there] += np.diff(new.end, prepend=0)
+    place = _places(old, new, here, there) + np.arange(len(new))
+    from_old = np.ones(len(old) + len(new), np.bool_)
+    from_old[place] = False
+
+    def column(name: str) -> Any:
+        mine, theirs = getattr(old, name), getattr(new, name)
+        out = np.empty(len(from_old), mine.dtype)
+        out[from_old], out[place] = mine, theirs
+        return out
+
+    return Run(key, np.cumsum(counts), *map(column, COLUMNS))
+
+
+def _places(old: Run, new: Run, here: I64, there: I64) -> I64:
+    """How many events of ``old`` come before each of ``new``, shape ``(len(new),)``.
+
+    ``here`` and ``there`` number the visitors of both alike. The visitor and the time make one number where they fit.
+    """
+    low = min(int(old.at.min()), int(new.at.min()))
+    span = max(int(old.at.max()), int(new.at.max())) - low + 1
+    users = max(int(here[-1]), int(there[-1])) + 1
+    if (users * span).bit_length() <= _BITS:
+        mine = (here * span)[old.user()] + (old.at - low)
+        return np.searchsorted(mine, (there * span)[new.user()] + (new.at - low), side="right")
+    later = np.repeat(np.array([0, 1], np.int8), [len(old), len(new)])
+    who = np.concatenate([here[old.user()], there[new.user()]])
+    by = np.lexsort((later, np.concatenate([old.at, new.at]), who))
+    return np.flatnonzero(by >= len(old)) - np.arange(len(new))
+
+
+def joined(runs: Sequence[Run]) -> Run:
+    """One run of all; each is later in the log than those before it."""
+    whole = EMPTY
+    for run in reversed(runs):  # the later ones are the smaller
+        whole = merged(run, whole)
+    return whole
+
+
+def cuts(runs: Sequence[Run], rows: int) -> list[int]:
+    """Keys that cut all runs into pieces of whole visitors with about ``rows`` events each: ``pieces + 1`` of them,
+    from 0 to ``2**64``. A visitor with more events is a piece larger than that."""
+    inner: list[int] = []
+    total = sum(map(len, runs))
+    if total > rows:
+        largest = max(runs, key=len)
+        pieces = -(-total // rows)
+        wanted = np.arange(1, pieces) * len(largest) // pieces
+        inner = sorted({int(key) for key in largest.key[np.searchsorted(largest.end, wanted, side="right")]} - {0})
+    return [0, *inner, 2**64]

@@ -1,0 +1,157 @@
+"""A tenant's events in user order, and the questions that read them: visitors, part by part, on several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from msgspec import Struct
+
+from analytics_core.lake.user_order import EMPTY, I64, U64, Mask, Run, cuts, joined, keys_of, ordered
+from analytics_core.queries.marks import PLACE, Meant, Rows
+from analytics_core.records import UserOrder
+
+Step = TypeVar("Step")
+PART: Final = 1 << 19
+"""Events of one part: some megabytes a column, so that what is made of them stays in the processor's cache."""
+_ROWS: Final = f"SELECT {PLACE} AS place, name, user_id, anonymous_id, session_id, timestamp FROM ever"
+
+
+class Level(Struct, frozen=True, eq=False):
+    """A run of which some visitors have gone to another: ``gone`` (users,), or None; ``moved`` is where they went."""
+
+    run: Run
+    gone: Mask | None = None
+    moved: Run = EMPTY
+
+    def __len__(self) -> int:
+        return len(self.run) + len(self.moved)
+
+    def span(self, low: int, high: int) -> Run:
+        """The events of the visitors with ``low <= key < high``. Copies nothing unless some have gone."""
+        first, last = self.run.bounds(low, high)
+        kept = self.run.between(first, last)
+        if self.gone is not None and self.gone[first:last].any():
+            kept = kept.visitors(~self.gone[first:last])
+        return joined([kept, self.moved.span(low, high)])
+
+
+class View(Struct, frozen=True, eq=False):
+    """All events of a tenant below some position of the log. Each of ``levels`` is later in the log than those before;
+    ``names`` are the words of the codes."""
+
+    levels: Sequence[Level]
+    names: Sequence[str]
+
+    def parts(self) -> list[tuple[int, int]]:
+        """``(low, high)``: the keys of each part, which cover all."""
+        return list(pairwise(cuts([level.run for level in self.levels], PART)))
+
+    def part(self, low: int, high: int, meant: Meant, cohort: U64 | None) -> UserOrder | None:
+        """The visitors with ``low <= key < high`` and what is meant of their events; None without any.
+
+        ``cohort``: the keys that are asked for, ascending; None for all.
+        """
+        runs = [level.span(low, high) for level in self.levels]
+        if cohort is not None:
+            runs = [run.visitors(run.among(cohort)) for run in runs]
+        run = joined([meant.select(run) for run in runs if len(run)])
+        if not len(run):
+            return None
+        return UserOrder(
+            key=run.key,
+            known=(run.key & np.uint64(1)).astype(np.bool_),
+            end=run.end,
+            first_at=_first_at(run.key, runs),
+            at=run.at,
+            seq=run.place,
+            name=run.name,
+            session=run.session,
+            names=self.names,
+            marks=meant.marks(run),
+            values=meant.values(run),
+            words=meant.words,
+        )
+
+    def fold(
+        self,
+        step: Callable[[UserOrder], Step],
+        meant: Meant,
+        cohort: U64 | None,
+        threads: int,
+        go_on: Callable[[], None],
+    ) -> list[Step]:
+        """What ``step`` makes of each part. ``go_on`` is called before each, and raises when there is to be no more."""
+
+        def one(part: tuple[int, int]) -> list[Step]:
+            go_on()
+            found = self.part(*part, meant, cohort)
+            return [] if found is None else [step(found)]
+
+        parts = self.parts()
+        if len(parts) == 1:
+            return one(parts[0])
+        with ThreadPoolExecutor(threads, thread_name_prefix="user-order") as pool:
+            try:
+                return [made for found in pool.map(one, parts) for made in found]
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _first_at(key: U64, runs: Sequence[Run]) -> I64:
+    """When the first event of each visitor was, shape ``(len(key),)``."""
+    first = np.full(len(key), np.iinfo(np.int64).max)
+    for run in runs:
+        if len(run):
+            at = np.minimum(np.searchsorted(run.key, key), len(run.key) - 1)
+            here = run.key[at] == key
+            first[here] = np.minimum(first[here], run.at[run.start[at[here]]])
+    return first
+
+
+# --- from rows -------------------------------------------------------------------------------------------------------
+
+
+class Words:
+    """Codes for event names, given as they come."""
+
+    def __init__(self, words: Sequence[str] = ()) -> None:
+        self.words = list(words)
+        self._codes = {word: code for code, word in enumerate(self.words)}
+
+    def encode(self, column: pa.Array) -> npt.NDArray[np.int32]:
+        """The code of each name, shape ``(n,)``; new words are given the next ones."""
+        encoded = column if isinstance(column, pa.DictionaryArray) else column.dictionary_encode()
+        table = np.array([self._code(word) for word in encoded.dictionary.to_pylist()], np.int32)
+        indices = encoded.indices.to_numpy(zero_copy_only=False)
+        return table[indices] if len(table) else np.zeros(0, np.int32)
+
+    def _code(self, word: str) -> int:
+        code = self._codes.get(word)
+        if code is None:
+            code = self._codes[word] = len(self.words)
+            self.words.append(word)
+        return code
+
+
+def run_of(table: pa.Table, names: Words) -> Run:
+    """A run of events with the columns ``place, name, user_id, anonymous_id, session_id, timestamp``."""
+    if not len(table):
+        return EMPTY
+    whole = table.unify_dictionaries().combine_chunks()
+    column = {name: whole.column(name).chunk(0) for name in whole.column_names}
+    keys = keys_of(column["user_id"], column["anonymous_id"], column["session_id"])
+    at = column["timestamp"].cast(pa.int64()).to_numpy()
+    return ordered(keys.key, at, column["place"].to_numpy(), names.encode(column["name"]), keys.session)
+
+
+def view_of(rows: Rows) -> View:
+    """All that ``rows`` hold, read and sorted now."""
+    names = Words()
+    run = run_of(rows.ever(_ROWS, {}), names)
+    return View((Level(run),), names.words)
