@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analytics_core.errors import ParameterError
     from analytics_core.events import Event, EventBatch, FieldError
     from analytics_core.hashing import hash_strings
     from analytics_core.hookspecs import hookimpl
@@ -57,6 +58,7 @@ __all__ = [
     "Model",
     "Notification",
     "Outcome",
+    "ParameterError",
     "Pattern",
     "PluginContext",
     "ProcessResult",
@@ -76,6 +78,7 @@ __all__ = [
 ]
 
 _HOMES = (
+    "analytics_core.errors",
     "analytics_core.events",
     "analytics_core.hashing",
     "analytics_core.hookspecs",

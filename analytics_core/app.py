@@ -26,6 +26,10 @@ from aiohttp import web
 from analytics_core.api import Services, build, runner
 from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Settings, check_exposure
+from analytics_core.erasure.erasing import Places
+from analytics_core.erasure.erasures import Erasures
+from analytics_core.erasure.export import UserExports
+from analytics_core.erasure.receipts import Receipts
 from analytics_core.errors import ConfigError, StorageError
 from analytics_core.host.caretaker import Caretaker
 from analytics_core.host.installed.admission import idle_patterns
@@ -37,12 +41,15 @@ from analytics_core.host.reloader import Reloader
 from analytics_core.host.replaying.replays import Replays
 from analytics_core.intake import Intake
 from analytics_core.lake.delta import DeltaStore
+from analytics_core.lanes.fold import Backlog
 from analytics_core.lanes.live_metrics import LiveMetrics
 from analytics_core.lanes.outbox import OutboxReader
 from analytics_core.lanes.store_writer import StoreWriter
 from analytics_core.live import Live
 from analytics_core.log.dedup import Deduplicator
+from analytics_core.log.ids import read_secret
 from analytics_core.log.segments import SegmentLog, partition_directory
+from analytics_core.log.tombstones import woven
 from analytics_core.logs import configure_logging
 from analytics_core.manifest import Deployment, read_deployment
 from analytics_core.memory import arrange
@@ -50,13 +57,18 @@ from analytics_core.metrics.live import LiveWindows
 from analytics_core.queries.analyses import Analyses
 from analytics_core.queries.declarations import Declarations
 from analytics_core.queries.history import History
+from analytics_core.queries.identity.merging import Merging
+from analytics_core.queries.insights import Insights
 from analytics_core.queries.submissions import Submissions
 from analytics_core.state.sqlite import SqliteState
+from analytics_core.state.sqlite_erasing import SqliteErasing
 from analytics_core.state.sqlite_side import SqliteSides
 
 _log = structlog.get_logger("host")
 _QUESTIONS_AT_ONCE = 16
 """Threads for what asks the stores; DuckDB has threads of its own beside each."""
+_FLUSH_SECONDS = 5.0
+"""How long an erasure waits for the store writer, before it looks whether it is to stop."""
 _GC_THRESHOLDS = (50_000, 20, 20)
 """One request of 1,000 events makes more objects than the usual threshold of 700; nearly none of them are cycles."""
 
@@ -130,6 +142,10 @@ class Storage(NamedTuple):
     bus: MemoryBus
     outbox: OutboxReader
 
+    def backlog(self) -> Backlog:
+        """What the log has trimmed."""
+        return woven(self.lake.read, self.log.tombstones.current)
+
 
 async def open_services(
     settings: Settings, load: Callable[[], Settings], stack: AsyncExitStack, on_fatal: Callable[[StorageError], None]
@@ -141,7 +157,10 @@ async def open_services(
     """
     deployment = await asyncio.to_thread(read_deployment, settings.manifests_dir, environ)
     log, dedup, lake, state, bus, outbox = store = await _open_storage(settings, stack)
-    history = History(log, lake, log_directory=log.directory)
+    history = History(
+        log, lake, log_directory=log.directory, erased=log.tombstones.current, cache=settings.storage.data_dir / "cache"
+    )
+    stack.push_async_callback(asyncio.to_thread, history.close)
     declarations = Declarations(history, state, deployment)
     host = await _host(settings, deployment, store, stack)
     writer = _store_writer(settings, declarations, store, stack, on_fatal)
@@ -156,22 +175,28 @@ async def open_services(
     reloader = Reloader(host, settings, deployment, environ=environ, load=load, apply=declarations.apply)
     await _watch(settings, reloader, stack)
     outbox.start()  # last: what a crash has left unpublished is for those who listen now
+    analyses = Analyses(host.calls, history, lambda: declarations.now.metrics, cohorts=lambda: declarations.now.cohorts)
+    replays = await _replays(settings, host, store, stack)
     return Services(
         settings=settings,
         declarations=declarations,
         manifests=reloader.view,
         intake=intake,
         host=host,
-        replays=await _replays(settings, host, store, stack),
+        replays=replays,
         caretaker=Caretaker(host, settings, environ, reloader.look),
         lanes=lambda: [writer.view(), live_metrics.view(), *host.lanes()],
         history=history,
-        analyses=Analyses(host.calls, history, lambda: declarations.now.metrics),
+        analyses=analyses,
+        insights=Insights(host.calls, analyses),
+        merging=Merging(intake.accept_events, history.identities, history.reader),
         submissions=submissions,
         state=state,
         live=live,
         live_metrics=live_metrics,
         maintenance=writer,
+        erasures=await _erasures(settings, store, host, writer, live_metrics, history, replays, stack),
+        user_exports=UserExports(history, SqliteErasing(state), host.views, ids_of=history.identities.ids_of),
         figures=partial(_figures, store, intake, live),
         started_at=datetime.now(UTC),
     )
@@ -180,7 +205,17 @@ async def open_services(
 async def _host(settings: Settings, deployment: Deployment, store: Storage, stack: AsyncExitStack) -> PluginHost:
     guard = BootGuard(Journal(settings.storage.data_dir / "starts.jsonl"), safe_mode=settings.plugins.safe_mode)
     wake = store.outbox.wake
-    host = PluginHost(settings, deployment, store.log, store.lake, store.state, store.bus, on_commit=wake, guard=guard)
+    host = PluginHost(
+        settings,
+        deployment,
+        store.log,
+        store.lake,
+        store.state,
+        store.bus,
+        on_commit=wake,
+        backlog=store.backlog(),
+        guard=guard,
+    )
     stack.push_async_callback(host.close)
     stack.callback(guard.end)
     await host.start()
@@ -222,11 +257,38 @@ def _store_writer(
 
 async def _replays(settings: Settings, host: PluginHost, store: Storage, stack: AsyncExitStack) -> Replays:
     replays = Replays(
-        lambda name: host.original(name), store.log, store.lake.read, SqliteSides(store.state), settings.lanes
+        lambda name: host.original(name), store.log, store.backlog(), SqliteSides(store.state), settings.lanes
     )
     await asyncio.to_thread(replays.start)
     stack.push_async_callback(asyncio.to_thread, replays.close)
     return replays
+
+
+async def _erasures(
+    settings: Settings,
+    store: Storage,
+    host: PluginHost,
+    writer: StoreWriter,
+    live_metrics: LiveMetrics,
+    history: History,
+    replays: Replays,
+    stack: AsyncExitStack,
+) -> Erasures:
+    places = Places(
+        log=store.log,
+        lake=store.lake,
+        state=SqliteErasing(store.state),
+        plugins=host.views,
+        lanes=lambda: [live_metrics.view()],
+        flush=lambda: writer.flush(_FLUSH_SECONDS),
+        drop_caches=history.forget,
+        drop_replays=replays.discard_all,
+    )
+    receipts = Receipts(store.state, read_secret(settings.storage.data_dir / "erasures.key"))
+    erasures = Erasures(places, receipts, history, ids_of=history.identities.ids_of)
+    erasures.start()
+    stack.push_async_callback(asyncio.to_thread, erasures.close)
+    return erasures
 
 
 async def _watch(settings: Settings, reloader: Reloader, stack: AsyncExitStack) -> None:

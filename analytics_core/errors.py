@@ -175,6 +175,21 @@ class BusyError(AnalyticsError):
         super().__init__(f"{doing} already; ask again when that has ended")
 
 
+class MergeRefusedError(RequestError):
+    """Two ids are not made one person, or not parted, as things are; nothing has changed."""
+
+    status = 409
+    title = "Merge refused"
+
+    def __init__(self, former: str, into: str, problem: str) -> None:
+        self.former = former
+        self.into = into
+        super().__init__(problem)
+
+    def extensions(self) -> Mapping[str, Any]:
+        return {"from": self.former, "into": self.into}
+
+
 class QueryError(RequestError):
     """A query that cannot be answered as asked (bad SQL, over budget)."""
 
@@ -191,6 +206,19 @@ class StoppingError(QueryError):
 
     def __init__(self) -> None:
         super().__init__("the host is stopping")
+
+
+class BuildingError(QueryError):
+    """What a question reads is still being made: the same question is answered soon."""
+
+    status = 503
+    title = "Not ready yet"
+    retry_after = 5
+
+    def __init__(self, tenant: str, read: int) -> None:
+        super().__init__(
+            f"the events of tenant {tenant!r} are being put in user order, {read:,} are; ask again in a moment"
+        )
 
 
 # --- capacity --------------------------------------------------------------------------------------------------------
@@ -378,10 +406,11 @@ class NoServerError(AnalyticsError):
 
 
 class ServerRefusedError(AnalyticsError):
-    """The server answered what the command cannot go on with: the HTTP status ``answered``."""
+    """The server answered what the command cannot go on with: the HTTP status ``answered``, and why: ``detail``."""
 
     def __init__(self, url: str, status: int, detail: str, advice: str = "") -> None:
         self.answered = status
+        self.detail = detail
         super().__init__(f"{url} answered {status}: {detail}{f'; {advice}' if advice else ''}")
 
 

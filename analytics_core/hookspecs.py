@@ -92,7 +92,7 @@ class Hooks:
 
     @hookspec
     def insight(self, question: Question, events: EventReader) -> Answer:  # type: ignore[empty-body]
-        """Answer one of the analyses that the manifest provides."""
+        """Answer one of the analyses that the manifest provides; a `ParameterError` refuses the question."""
 
     @hookspec
     def alert(self, signals: Signals) -> list[Condition]:  # type: ignore[empty-body]

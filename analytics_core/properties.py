@@ -45,6 +45,17 @@ def extract_property(column: pa.Array, name: str, kind: type) -> pa.Array:
     return values.take(pa.array(places, mask=absent))
 
 
+def has_property(column: pa.Array, name: str) -> npt.NDArray[np.bool_]:
+    """Which JSON objects of ``column`` have a value other than null at ``name``, whatever its type; shape ``(n,)``."""
+    head, *path = name.split(".")
+    found = np.zeros(len(column), np.bool_)
+    at = np.flatnonzero(_may_name(column, head)) if len(column) else np.zeros(0, np.int64)
+    if len(at):
+        decoded = _decode_all(column.take(pa.array(at)), _holders(head, Any))
+        found[at] = [_walk(one.value, path) is not None for one in decoded]
+    return found
+
+
 def _may_name(column: pa.Array, key: str) -> npt.NDArray[np.bool_]:
     """Which texts may hold ``key``: a search through the bytes is far cheaper than to decode what cannot have it."""
     if not (key.isascii() and key.isprintable()) or set(key) & _ESCAPABLE:

@@ -296,6 +296,11 @@ class EventReader(Protocol):
     @property
     def range(self) -> TimeRange: ...
 
+    @property
+    def watermark(self) -> datetime | None:
+        """The log's clock at the snapshot, which a range may go beyond; None when the log holds nothing."""
+        ...
+
     def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
         """Run one SELECT (DuckDB's dialect) over the view ``events``, which has the columns of `events.SCHEMA`.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -272,6 +273,20 @@ def test_the_import(server: ServerHouse, tmp_path: Path) -> None:
         rows = server.history(events=["clicked"])
         assert [row["userId"] for row in rows] == ["u5", "u4", "u3", "u2", "u1"]
         assert all(row["properties"] == dict(zip(properties, properties, strict=True)) for row in rows)
+
+
+@pytest.mark.server
+def test_the_exports(server: ServerHouse, tmp_path: Path) -> None:
+    times = ("2025-01-01T00:00:00Z", "2025-01-31T23:59:59Z", "2025-02-01T00:00:00Z")
+    server.post([{"event": "exported", "messageId": at, "timestamp": at} for at in times])
+    server.post([{"event": "purchase", "userId": f"u{n}", "properties": {"amount": n}} for n in (10, 11)])
+    typed = [c.words[1:] for c in commands(BLOCKS) if c.words[:2] == ["analytics", "export"]]
+    said = [cli(server, *words, "--url", server.url, cwd=tmp_path) for words in typed]
+    assert said[0] == ""
+    assert pq.read_table(tmp_path / "january.parquet")["messageId"].to_pylist() == list(times[:2])
+    (row,) = map(json.loads, said[1].splitlines())
+    assert row.keys() == {"timestamp", "userId", "properties.amount"}
+    assert (row["userId"], row["properties.amount"]) == ("u11", 11)
 
 
 def cli(server: ServerHouse, *arguments: str, cwd: Path = ROOT) -> str:

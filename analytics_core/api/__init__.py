@@ -10,8 +10,11 @@ from aiohttp import web
 from analytics_core.api import (
     analytics,
     caretaking,
+    events,
     health,
+    identity,
     ingest,
+    insights,
     metrics,
     openapi,
     plugin_replays,
@@ -19,6 +22,7 @@ from analytics_core.api import (
     problems,
     retention,
     sse,
+    users,
 )
 from analytics_core.api.auth import Authenticator, Identity
 from analytics_core.api.cors import Origins, preflight
@@ -48,12 +52,16 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     ingest.ACCEPT,
     *metrics.OPERATIONS,
     *plugins.OPERATIONS,
+    *insights.OPERATIONS,
     *caretaking.OPERATIONS,
     *plugin_replays.OPERATIONS,
     *analytics.OPERATIONS,
+    *events.OPERATIONS,
     *sse.OPERATIONS,
     *health.OPERATIONS,
     *retention.OPERATIONS,
+    *users.OPERATIONS,
+    *identity.OPERATIONS,  # after them: a user's own path takes any last word
     Operation(
         method="GET",
         path="/api/v1/openapi.json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -15,7 +16,9 @@ from analytics_core.api.auth import Identity
 from analytics_core.api.operations import Content, Operation, Parameter, read_json, reply
 from analytics_core.api.services import Services
 from analytics_core.errors import NotFoundError, ParameterError
+from analytics_core.metrics.filters import Filter
 from analytics_core.queries.filters import parse_filters
+from analytics_core.queries.projection import Shown, parse_fields
 from analytics_core.queries.ranges import time_range
 
 EVENTS: Final = "events"
@@ -39,7 +42,8 @@ class HistoryQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tr
     """``type`` is ``events`` or a plugin; ``records`` says whether events or what the plugin found are meant.
 
     ``timeRange``: a span up to now ("7d", "24h") or {start, end}, end exclusive; ``events`` keeps only these names.
-    ``timezone`` is the tenant's when it is not given.
+    ``timezone`` is the tenant's when it is not given. ``fields``: what a row shows, such as "event", "timestamp" and
+    "properties.plan"; all fields without it.
     """
 
     type: str = EVENTS
@@ -50,12 +54,32 @@ class HistoryQuery(Struct, frozen=True, rename="camel", forbid_unknown_fields=Tr
     limit: int = 100
     cursor: str | None = None
     events: list[str] | UnsetType = UNSET
+    fields: list[str] | None = None
 
 
 class HistoryPage(Struct, frozen=True, rename="camel"):
+    """``watermark`` is the log's clock; of events only. ``notes`` name what an empty page was asked for in vain."""
+
     success: bool
     data: list[dict[str, Any]]
     next_cursor: str | None
+    watermark: str | UnsetType | None = UNSET
+    notes: list[str] | UnsetType = UNSET
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """The events that a request wants, whichever way it says so. ``time_range`` as in a body, None for all."""
+
+    time_range: Any = None
+    timezone: str | None = None
+    filters: tuple[Filter, ...] = ()
+    names: list[str] | None = None
+    fields: Sequence[str] | None = None
+    limit: int = 100
+    cursor: str | None = None
+
+    def shown(self) -> tuple[Shown, ...]:
+        return parse_fields(self.fields)
 
 
 async def submit(request: web.Request, services: Services, identity: Identity) -> web.Response:
@@ -84,27 +108,42 @@ async def query(request: web.Request, services: Services, identity: Identity) ->
     return reply(await asyncio.to_thread(ask, services, asked, plugin, identity.tenant))
 
 
-def _events(services: Services, asked: HistoryQuery, _: str, tenant: str) -> HistoryPage:
-    given = asked.time_range
-    timezone = asked.timezone or services.timezone(tenant)
+def events_page(services: Services, tenant: str, wanted: Wanted) -> HistoryPage:
+    """One page of events; blocking."""
+    given, timezone = wanted.time_range, wanted.timezone or services.timezone(tenant)
     span = None if given is None else time_range(given, timezone, datetime.now(UTC))
     page = services.history.page(
         tenant,
         start=span.start if span else None,
         end=span.end if span else None,
-        filters=parse_filters(asked.filters),
-        limit=asked.limit,
-        cursor=asked.cursor,
-        names=None if asked.events is UNSET else asked.events,
+        filters=wanted.filters,
+        limit=wanted.limit,
+        cursor=wanted.cursor,
+        names=wanted.names,
+        fields=wanted.shown(),
         asked="" if span is None else msgspec.json.encode([given, timezone]).decode(),
     )
-    return HistoryPage(True, page["rows"], page["next_cursor"])
+    return HistoryPage(True, page["rows"], page["next_cursor"], page["watermark"], page["notes"])
+
+
+def _events(services: Services, asked: HistoryQuery, _: str, tenant: str) -> HistoryPage:
+    wanted = Wanted(
+        time_range=asked.time_range,
+        timezone=asked.timezone,
+        filters=parse_filters(asked.filters),
+        names=None if asked.events is UNSET else asked.events,
+        fields=asked.fields,
+        limit=asked.limit,
+        cursor=asked.cursor,
+    )
+    return events_page(services, tenant, wanted)
 
 
 def _records(services: Services, asked: HistoryQuery, plugin: str, tenant: str) -> HistoryPage:
     """Insights or patterns as stored, oldest change first; the cursor is the last one's ``seq``."""
-    if asked.filters or asked.time_range:
-        raise ParameterError("filters" if asked.filters else "timeRange", "is for events; records are paged whole")
+    for name, given in (("filters", asked.filters), ("timeRange", asked.time_range), ("fields", asked.fields)):
+        if given:
+            raise ParameterError(name, "is for events; records are paged whole")
     if asked.cursor and (not _SEQ.fullmatch(asked.cursor) or int(asked.cursor) > _LAST_SEQ):
         raise ParameterError("cursor", "is not one that this query gave")
     rows = services.state.records(

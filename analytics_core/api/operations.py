@@ -162,13 +162,16 @@ def _misfit(problem: str, type_: type) -> ParameterError:
     return ParameterError(unknown[1], f"is not known here{near(unknown[1], known)}")
 
 
-def query_of(request: web.Request, known: Collection[str]) -> Mapping[str, str]:
-    """The query parameters. :raises ParameterError: for one that the operation does not know, or that is repeated."""
+def query_of(request: web.Request, known: Collection[str], repeated: Collection[str] = ()) -> Mapping[str, str]:
+    """The query parameters, of which those of ``repeated`` may come more than once.
+
+    :raises ParameterError: for one that the operation does not know, or that must not be repeated.
+    """
     query = request.query
     for name in query:
         if name not in known:
             raise ParameterError(name, f"is not known here{near(name, known)}")
-        if len(query.getall(name)) > 1:
+        if len(query.getall(name)) > 1 and name not in repeated:
             raise ParameterError(name, "was given more than once")
     return query
 

@@ -121,7 +121,7 @@ def edge(fallback: Handler) -> Middleware:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.match_info.http_exception is not None:
             handler = fallback
-        if request.path == INGEST_PATH:
+        if request.path == INGEST_PATH and request.method == "POST":
             return await _answer(request, handler)
         started = time.perf_counter()
         with structlog.contextvars.bound_contextvars(request_id=request_id(request)):

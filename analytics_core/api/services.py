@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from analytics_core.config import Settings
+from analytics_core.erasure.erasures import Erasures
+from analytics_core.erasure.export import UserExports
 from analytics_core.host.caretaker import Caretaker
 from analytics_core.host.plugins import PluginHost
 from analytics_core.host.reloader import ManifestsView
@@ -19,6 +21,8 @@ from analytics_core.live import Live
 from analytics_core.queries.analyses import Analyses
 from analytics_core.queries.declarations import Declarations
 from analytics_core.queries.history import History
+from analytics_core.queries.identity.merging import Merging
+from analytics_core.queries.insights import Insights
 from analytics_core.queries.series import MetricQueries
 from analytics_core.queries.submissions import Submissions
 from analytics_core.state import StateStore
@@ -42,11 +46,15 @@ class Services:
     lanes: Callable[[], Sequence[LaneView]]
     history: History
     analyses: Analyses
+    insights: Insights
+    merging: Merging
     submissions: Submissions
     state: StateStore
     live: Live
     live_metrics: LiveMetrics
     maintenance: StoreWriter
+    erasures: Erasures
+    user_exports: UserExports
     figures: Callable[[], Mapping[str, int | float]]
     started_at: datetime
 

@@ -14,7 +14,11 @@ _COMMANDS: Final = {
     "serve": ("serve", "The server alone, until Ctrl-C."),
     "demo": ("demo", "The server with a simulated shop as traffic, shown as a live table."),
     "import": ("importing", "Bring the events of FILE into a running server."),
+    "export": ("exporting", "Write all events of a range to a file: NDJSON, CSV, Parquet or Arrow."),
+    "ask": ("ask", "Ask the running server an analysis, or list what can be asked."),
+    "insights": ("insights", "What stands out in a time range, the gravest first."),
     "plugins": ("plugins", "What is installed, and how it does."),
+    "users": ("users", "What is stored about single users: erase it, export it."),
     "schemas": ("schemas", "Write the JSON Schemas of all manifest kinds to FOLDER."),
 }
 

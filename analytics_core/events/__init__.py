@@ -130,20 +130,24 @@ class EventBatch:
     """Many events of one ``tenant`` as Arrow columns, in log order.
 
     ``watermark`` is the log's clock when the last of them was committed: the only "now" that a fold may use.
-    An empty batch says that time has passed for its tenant.
+    An empty batch says that time has passed for its tenant. ``erased`` are the ids of users that were erased at this
+    point of the log: of such a batch only, which is empty, and else ``()``.
     """
 
-    __slots__ = ("_properties", "record_batch", "tenant", "watermark")
+    __slots__ = ("_properties", "erased", "record_batch", "tenant", "watermark")
 
-    def __init__(self, record_batch: pa.RecordBatch, tenant: str, watermark: datetime) -> None:
+    def __init__(
+        self, record_batch: pa.RecordBatch, tenant: str, watermark: datetime, erased: Sequence[str] = ()
+    ) -> None:
         self.record_batch = record_batch
         self.tenant = tenant
         self.watermark = watermark
+        self.erased = tuple(erased)
         self._properties: dict[tuple[str, type], pa.Array] = {}
 
     @classmethod
-    def empty(cls, tenant: str, watermark: datetime) -> EventBatch:
-        return cls(_EMPTY, tenant, watermark)
+    def empty(cls, tenant: str, watermark: datetime, erased: Sequence[str] = ()) -> EventBatch:
+        return cls(_EMPTY, tenant, watermark, erased)
 
     @classmethod
     def concat(cls, batches: Sequence[EventBatch]) -> EventBatch:

@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from analytics_core.errors import HookFailedError, MalformedBodyError, NotFoundError, PluginUnavailableError
+from analytics_core.errors import (
+    HookFailedError,
+    MalformedBodyError,
+    NotFoundError,
+    ParameterError,
+    PluginUnavailableError,
+)
 from analytics_core.events import Event, EventBatch
 from analytics_core.host.enrichment import Enricher, Enrichers, Mask
 from analytics_core.host.health import FINAL, RUNNING, State
@@ -37,18 +43,29 @@ class Calls:
         """Every analysis of every plugin that is to run, by name."""
         return {spec.name: spec for choice in self._roster.running() for spec in analyses_of(choice)}
 
+    def generation(self, plugin: str) -> int:
+        """Which generation of a plugin would answer now; 0 when it does not run."""
+        life = self._roster.lives().get(plugin)
+        return 0 if life is None else life.present.runtime.generation
+
     async def insight(self, question: Question, reader: Any) -> Answer:
         """Ask the plugin that provides the analysis; ``reader`` is the `EventReader` that it gets, with ``to_spec()``.
 
         :raises NotFoundError: for an unknown analysis.
+        :raises ParameterError: when the plugin or the reader refuses a parameter, which is no failure of the plugin.
         :raises PluginUnavailableError: while the plugin is not running.
         :raises HookFailedError: when it fails; `HookTimeoutError` when it takes too long.
         """
         analyses = self.analyses()
         if question.analysis not in analyses:
             raise NotFoundError("analysis", question.analysis, analyses)
-        plugin = analyses[question.analysis].plugin
-        answer: Answer = await self._call(plugin, "insight", question=question, events=reader)
+        with self._lent(analyses[question.analysis].plugin) as (runtime, seconds):
+            try:
+                answer: Answer = await runtime.acall("insight", seconds, question=question, events=reader)
+            except HookFailedError as failure:
+                if isinstance(failure.__cause__, ParameterError):
+                    raise failure.__cause__ from failure
+                raise
         return answer
 
     # --- enrich ------------------------------------------------------------------------------------------------------

@@ -37,12 +37,16 @@ class PluginView(Struct, frozen=True):
 
 
 class AnalysisSpec(Struct, frozen=True):
-    """One question that can be asked. ``schema`` is the JSON Schema of its parameters."""
+    """One question that can be asked. ``schema`` is the JSON Schema of its parameters.
+
+    ``insights``: the parameters with which it is asked for insights; None when it is not.
+    """
 
     name: str
     plugin: str
     title: str
     schema: dict[str, Any]
+    insights: dict[str, Any] | None = None
 
 
 def plugin_view(choice: Choice, health: Health, lane: Lane | None) -> PluginView:
@@ -64,7 +68,7 @@ def plugin_view(choice: Choice, health: Health, lane: Lane | None) -> PluginView
 
 def analyses_of(choice: Choice) -> list[AnalysisSpec]:
     provided = choice.manifest.provides.analyses if choice.manifest is not None else ()
-    return [AnalysisSpec(a.name, choice.name, a.title, a.parameters) for a in provided]
+    return [AnalysisSpec(a.name, choice.name, a.title, a.parameters, a.asked_with) for a in provided]
 
 
 def announce(transition: Transition, state: StateStore, bus: Bus) -> None:

@@ -11,13 +11,15 @@ import pyarrow as pa
 from msgspec import Struct
 
 from analytics_core.events import EventBatch
+from analytics_core.events.owners import Owners
 
 
 class Snapshot(Struct, frozen=True):
     """One leased version: immutable files that hold exactly the events below ``position``.
 
     ``files`` are Parquet paths that may contain events of the asked tenant and range; rows still need the filter.
-    ``others`` are the tenant's other files, of which no event is in the range.
+    ``others`` are the tenant's other files, of which no event is in the range. ``rows`` counts the events of all
+    these, ``last`` is the position of the last one, -1 without any.
     Every file has all columns of `events.SCHEMA`, words as plain strings. Serialisable, so that a plugin's process can
     read it too.
     """
@@ -26,6 +28,8 @@ class Snapshot(Struct, frozen=True):
     position: int
     files: Sequence[str]
     others: Sequence[str] = ()
+    rows: int = 0
+    last: int = -1
 
 
 class RetentionPolicy(Struct, frozen=True):
@@ -33,6 +37,16 @@ class RetentionPolicy(Struct, frozen=True):
 
     days: int | None = 90
     by_tenant: dict[str, int | None] = {}
+
+
+class Swept(Struct, frozen=True):
+    """What an erasure did: ``events`` that are gone from ``files``, files ``deleted`` from the disk, and how many are
+    still ``leased``: then it is to be asked for again."""
+
+    events: int
+    files: int
+    deleted: int
+    leased: int
 
 
 class EventStore(Protocol):
@@ -77,6 +91,16 @@ class EventStore(Protocol):
 
         :raises RetentionHeldError: when that is over 10 % of a tenant (under 14 days: over one and a half times the
             share that a day's run drops), or ``now`` jumped, unless ``confirmed``; other tenants are done all the same.
+        """
+        ...
+
+    def erase(self, tenant: str, owners: Owners, below: int) -> Swept:
+        """Drop the events of ``owners`` below position ``below``, and delete all files of the tenant that are in no
+        version in use and no lease, however young: earlier versions are gone.
+
+        May be asked for again at any time, and is to be after it was broken off.
+
+        :raises StorageError: when it could not be done; part of it may be.
         """
         ...
 

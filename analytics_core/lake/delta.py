@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from analytics_core.config import MB
 from analytics_core.errors import RetentionHeldError, StorageError
 from analytics_core.events import EventBatch, micros
-from analytics_core.lake import RetentionPolicy, Snapshot, compact, retention
+from analytics_core.events.owners import Owners
+from analytics_core.lake import RetentionPolicy, Snapshot, Swept, compact, erasing, retention
 from analytics_core.lake.files import LakeFile, TableVersion, in_window, overlaps, partitions, scan, write_files
 from analytics_core.lake.log_order import read_window
 from analytics_core.lake.table import Table
@@ -87,13 +88,15 @@ class DeltaStore:
         with self._leasing:
             version = self._table.current
             chosen: tuple[list[str], list[str]] = ([], [])
+            rows, last = 0, -1
             for file in choose(version):
                 chosen[asked(file)].append(f"{self._root}/{file.path}")
+                rows, last = rows + file.rows, max(last, file.last_seq)
             others, files = chosen
             ticket = next(self._tickets)
             self._leases[ticket] = [*files, *others]
         try:
-            yield Snapshot(version.number, version.position, files, others)
+            yield Snapshot(version.number, version.position, files, others, rows, last)
         finally:
             with self._leasing:
                 del self._leases[ticket]
@@ -213,6 +216,41 @@ class DeltaStore:
                     return True
         return False
 
+    def erase(self, tenant: str, owners: Owners, below: int) -> Swept:
+        """`EventStore.erase`. One commit for each file, so that what was done stays done."""
+        events = files = 0
+        with self._maintaining:
+            held = [file for file in self._table.current.files.get(tenant, ()) if file.first_seq < below]
+            found = erasing.holding([f"{self._root}/{file.path}" for file in held], owners, below)
+            for file in held:
+                if count := found.get(f"{self._root}/{file.path}"):
+                    self._erase_in(file, owners, below)
+                    events, files = events + count, files + 1
+            with self._changing:
+                return Swept(events, files, *self._clear(tenant))
+
+    def _erase_in(self, file: LakeFile, owners: Owners, below: int) -> None:
+        rows = compact.until(self._closing.is_set, erasing.kept_batches(self._root / file.path, owners, below))
+        try:
+            kept = self._rewrite(file, rows, ordered=file.ordered)
+        except compact.StoppedError:
+            raise StorageError(f"the lake at {self._root} is being closed") from None
+        if not self._replace(kept, [file], data_change=True):
+            raise StorageError(f"{self._root}/{file.path} has changed meanwhile; it is to be erased from again")
+
+    def _clear(self, tenant: str) -> tuple[int, int]:
+        """Delete the tenant's files that are not of the current version; how many, and how many a lease has kept."""
+        self._table.refresh()
+        current = {file.path for file in self._table.current.files.get(tenant, ())}
+        leased = self._leased()
+        gone = [path for path, _ in list(scan(self._root, tenant)) if path not in current]
+        for path in gone:
+            if path not in leased:
+                (self._root / path).unlink(missing_ok=True)
+                self._replaced.pop(path, None)
+        kept = sum(path in leased for path in gone)
+        return len(gone) - kept, kept
+
     def vacuum(self) -> int:
         """`EventStore.vacuum`. Sums up the Delta log as well and deletes its old commits."""
         deleted = 0
@@ -231,10 +269,12 @@ class DeltaStore:
         lease taken later can name no file beyond these."""
         limit = time.monotonic() - self._young
         self._replaced = {path: at for path, at in self._replaced.items() if at > limit}
+        return {file.path for file in self._table.current.all_files()} | self._leased() | self._replaced.keys()
+
+    def _leased(self) -> set[str]:
         prefix = len(f"{self._root}/")
         with self._leasing:
-            leased = {path[prefix:] for paths in self._leases.values() for path in paths}
-        return {file.path for file in self._table.current.all_files()} | leased | self._replaced.keys()
+            return {path[prefix:] for paths in self._leases.values() for path in paths}
 
     def close(self) -> None:
         """Break off compaction and retention, wait for the commit under way. The store must not be used afterwards."""

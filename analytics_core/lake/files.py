@@ -242,7 +242,8 @@ def _now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def scan(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every Parquet file below ``root`` with what the file system says of it, whether the log knows it or not."""
-    for path in root.glob("[a-z0-9]*/*/*.parquet"):
+def scan(root: Path, tenant: str = "[a-z0-9]*") -> Iterator[tuple[str, os.stat_result]]:
+    """Every Parquet file below ``root``, or that of one tenant, with what the file system says of it, whether the log
+    knows it or not."""
+    for path in root.glob(f"{tenant}/*/*.parquet"):
         yield path.relative_to(root).as_posix(), path.stat()

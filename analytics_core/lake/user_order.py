@@ -120,9 +120,10 @@ class Run(Struct, frozen=True, eq=False):
 
     def where(self, kept: Mask) -> Run:
         """The events for which ``kept`` holds, shape ``(n,)``; visitors without any are gone."""
-        counts = np.add.reduceat(kept, self.start, dtype=np.int64) if len(self) else np.zeros(0, np.int64)
-        some = counts > 0
-        return Run(self.key[some], np.cumsum(counts[some]), *(getattr(self, name)[kept] for name in COLUMNS))
+        chosen = np.flatnonzero(kept)
+        end = np.searchsorted(chosen, self.end)
+        some = np.diff(end, prepend=0) > 0
+        return Run(self.key[some], end[some], *(getattr(self, name)[chosen] for name in COLUMNS))
 
     def visitors(self, kept: Mask) -> Run:
         """The visitors for which ``kept`` holds, shape ``(users,)``."""
@@ -218,6 +219,31 @@ def joined(runs: Sequence[Run]) -> Run:
     for run in reversed(runs):  # the later ones are the smaller
         whole = merged(run, whole)
     return whole
+
+
+def concatenated(runs: Sequence[Run]) -> Run:
+    """One run of runs whose visitors follow one another."""
+    if len(runs) < 2:
+        return runs[0] if runs else EMPTY
+    before = np.cumsum([0, *map(len, runs[:-1])])
+    end = np.concatenate([run.end + events for run, events in zip(runs, before, strict=True)])
+    key = np.concatenate([run.key for run in runs])
+    return Run(key, end, *(np.concatenate([getattr(run, name) for run in runs]) for name in COLUMNS))
+
+
+def settled(run: Run) -> Run:
+    """The same run, when events of equal visitor and time may be out of the order of the log."""
+    same = (run.at[1:] == run.at[:-1]) & (np.diff(run.user()) == 0) if len(run) else np.zeros(0, np.bool_)
+    if not (same & (run.place[1:] < run.place[:-1])).any():
+        return run
+    tied = np.zeros(len(run), np.bool_)
+    tied[1:], tied[:-1] = same, tied[:-1] | same
+    where = np.flatnonzero(tied)
+    by = where[np.lexsort((run.place[where], run.at[where], run.user()[where]))]
+    columns = {name: getattr(run, name).copy() for name in COLUMNS}
+    for name, column in columns.items():
+        column[where] = getattr(run, name)[by]
+    return Run(run.key, run.end, *columns.values())
 
 
 def cuts(runs: Sequence[Run], rows: int) -> list[int]:

@@ -62,22 +62,33 @@ class Tenants:
 
     def regroup(self, batches: Sequence[EventBatch]) -> list[EventBatch]:
         """A window of the log as one batch per tenant in log order, then an empty one for each tenant whose time has
-        passed without events. All carry the latest watermark of the window, in the log that of its last frame.
+        passed without events. All carry the latest watermark of the window, in the log that of its last frame. Nothing
+        goes past a tombstone, which stays a batch of its own.
         """
         if not batches:
             return []
         watermark = max(batch.watermark for batch in batches)
+        grouped: list[EventBatch] = []
+        since = 0
+        for at, batch in enumerate(batches):
+            if batch.erased:
+                grouped += self._together(batches[since:at], watermark)
+                grouped.append(EventBatch.empty(batch.tenant, watermark, batch.erased))
+                since = at + 1
+        grouped += self._together(batches[since:], watermark)
+        return grouped + self._due(micros(watermark), watermark)
+
+    def _together(self, batches: Sequence[EventBatch], watermark: datetime) -> list[EventBatch]:
         by_tenant: dict[str, list[EventBatch]] = {}
         for batch in batches:
             if len(batch):
                 by_tenant.setdefault(batch.tenant, []).append(batch)
-        grouped = [
-            EventBatch(EventBatch.concat(parts).record_batch, tenant, watermark) for tenant, parts in by_tenant.items()
-        ]
         now = micros(watermark)
         self.last_event.update(dict.fromkeys(by_tenant, now))
         self._told.update(dict.fromkeys(by_tenant, now))
-        return grouped + self._due(now, watermark)
+        return [
+            EventBatch(EventBatch.concat(parts).record_batch, tenant, watermark) for tenant, parts in by_tenant.items()
+        ]
 
     def _due(self, now: int, watermark: datetime) -> list[EventBatch]:
         for tenant in [t for t, at in self.last_event.items() if now - at > _REMEMBERED_US]:

@@ -25,11 +25,13 @@ Backlog = Callable[[int, int], tuple[list[EventBatch], int]]
 
 
 class Step(Struct, frozen=True):
-    """One window, folded: go on at ``position``; ``events`` were in it; ``results`` in the order they came."""
+    """One window, folded: go on at ``position``; ``events`` were in it; ``results`` in the order they came; ``erased``:
+    how many tombstones were in it."""
 
     position: int
     events: int
     results: list[tuple[str, ProcessResult]]
+    erased: int = 0
 
 
 class Fold(Protocol):
@@ -139,13 +141,16 @@ class HookFold:
     def fold(self, batches: Sequence[EventBatch], after: int) -> Step:
         """`advance` over a window that was read elsewhere; ``after`` is the position behind it."""
         results: list[tuple[str, ProcessResult]] = []
-        events = 0
+        events = erased = 0
         for batch in self._tenants.regroup(batches):
             events += len(batch)
+            if batch.erased:
+                erased += 1
+                self._call("erase", tenant=batch.tenant, ids=batch.erased)
             result = self._call("process", batch=batch)
             if result is not None:
                 results.append((batch.tenant, result))
-        return Step(after, events, results)
+        return Step(after, events, results, erased)
 
     def export(self) -> bytes:
         if "export_state" not in self._plugin.hooks:

@@ -289,7 +289,7 @@ class Lane:
         self.events += step.events
         for tenant, result in step.results:
             self._pending.add(tenant, result)
-        if step.events or len(self._pending):
+        if step.events or step.erased or len(self._pending):
             self._changed = True
 
     def _due(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple, Protocol
 import pyarrow as pa
 
 from analytics_core.events import EventBatch
+from analytics_core.events.owners import Owners
 
 MAX_BYTES: Final = 64 << 20
 """What one read gives at most, unless told otherwise."""
@@ -34,8 +35,9 @@ class LogReader(Protocol):
     def read(self, start: int, max_rows: int = 65_536, max_bytes: int = MAX_BYTES) -> tuple[list[EventBatch], int]:
         """Durable batches from ``start`` on, and the position after them; ``([], start)`` when there is nothing new.
 
-        Each batch is of one tenant and one commit; a watermark is an empty batch of tenant ``""``. They are no more
-        than ``max_rows`` rows and about ``max_bytes`` together, but at least one batch is given when there is one,
+        Each batch is of one tenant and one commit; a watermark is an empty batch of tenant ``""``, a tombstone an empty
+        one that names whom it ``erased``; no event of theirs before it is given any more. They are no more than
+        ``max_rows`` rows and about ``max_bytes`` together, but at least one batch is given when there is one,
         whatever its size. ``start`` may fall inside a batch: its tail is given.
 
         :raises TrimmedError: when ``start`` is below ``first``.
@@ -77,6 +79,16 @@ class EventLog(LogReader, Protocol):
 
         :raises LogFullError: before anything is written, when the log's limit or the disk reserve is reached.
         :raises LogWriteError: after the log was cut back to its durable position.
+        """
+        ...
+
+    def erase(self, tenant: str, owners: Owners, key: str) -> int:
+        """Write a tombstone; its position. From any thread. When it returns, no reader in any process is given an event
+        of ``owners`` below that position.
+
+        Once `trim` has passed it, nothing of those events is in the log's files. ``key`` is kept with it.
+
+        :raises LogWriteError: when it could not be made durable; it may hold nevertheless.
         """
         ...
 

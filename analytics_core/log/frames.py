@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import google_crc32c
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from analytics_core.events import UNPLACED_SCHEMA, placed
+from analytics_core.events.owners import Owners
 from analytics_core.log import Prepared
+from analytics_core.log.tombstones import Tombstone
 
 MAGIC: Final = b"ALF\x01"
 EVENTS: Final = 1
@@ -26,12 +29,14 @@ WATERMARK: Final = 2
 """Time has passed and nothing else: no body, no rows, one position."""
 LOST: Final = 3
 """``rows`` positions that had been acknowledged and that recovery could not read: they are never given out again."""
+ERASED: Final = 4
+"""A tombstone, which takes one position: a MessagePack array of tenant, `Owners` and the key of the erasure."""
 
 _FIELDS = struct.Struct("<4sIIIqqqI")  # magic, kind, body bytes, rows, first, watermark, group, body CRC
 _CHECK = struct.Struct("<I")
 HEADER_BYTES: Final = _FIELDS.size + _CHECK.size
 ALIGNMENT: Final = 8
-KINDS: Final = frozenset({EVENTS, WATERMARK, LOST})
+KINDS: Final = frozenset({EVENTS, WATERMARK, LOST, ERASED})
 _OPTIONS: Final = pa.ipc.IpcWriteOptions()
 """Given none, each writer looks in the environment for its own."""
 
@@ -98,6 +103,13 @@ def lost(first: int, watermark: int, positions: int) -> list[Any]:
     return frame(LOST, first, watermark, first, _NOTHING._replace(rows=positions))
 
 
+def erasing(position: int, watermark: int, tenant: str, owners: Owners, key: str) -> list[Any]:
+    """The frame of a tombstone."""
+    data = msgspec.msgpack.encode((tenant, owners, key))
+    check = google_crc32c.extend(google_crc32c.value(data), bytes(-len(data) % ALIGNMENT))
+    return frame(ERASED, position, watermark, position, Prepared(1, pa.py_buffer(data), check))
+
+
 class Window:
     """Bytes of one segment from the file offset ``base`` on, copied or mapped. All offsets are those of the file."""
 
@@ -131,8 +143,18 @@ class Window:
 
     def events(self, offset: int, header: Header) -> pa.RecordBatch:
         """The `events.SCHEMA` batch of a checked frame, over the memory of this window."""
-        body = self.buffer.slice(offset - self.base + HEADER_BYTES, header.length)
-        return placed(pa.ipc.open_stream(body).read_next_batch(), header.first)
+        return placed(pa.ipc.open_stream(self._body(offset, header)).read_next_batch(), header.first)
+
+    def tombstone(self, offset: int, header: Header) -> Tombstone:
+        """What a checked `ERASED` frame says."""
+        tenant, owners, key = _erased.decode(self._body(offset, header))
+        return Tombstone(header.first, tenant, owners, key, header.watermark)
+
+    def _body(self, offset: int, header: Header) -> pa.Buffer:
+        return self.buffer.slice(offset - self.base + HEADER_BYTES, header.length)
+
+
+_erased: Final = msgspec.msgpack.Decoder(tuple[str, Owners, str])
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ class SegmentedLog(Protocol):
     @property
     def durable(self) -> int: ...
 
-    def read(self, start: int, max_rows: int = ...) -> tuple[list[EventBatch], int]: ...
+    def read(self, start: int, max_rows: int = ..., *, whole: bool = ...) -> tuple[list[EventBatch], int]: ...
 
     def batches(self, start: int, end: int) -> Iterator[int]: ...
 
@@ -100,8 +100,10 @@ class IdIndex:
     def floor(self) -> int:
         """The first log position of the oldest segment whose ids are in no file: from there on the log is needed.
 
-        A file that could not be written is tried again when this is asked for, after some seconds.
+        A file that could not be written is tried again when this is asked for, after some seconds. The log is followed
+        also when no event has come since it went on to another segment.
         """
+        self._roll(self._log.segments[-1])
         unsaved = next(segment for segment in self._segments if not segment.saved)  # the newest always is
         if time.monotonic() >= unsaved.retry_at:
             unsaved.retry_at = inf
@@ -274,7 +276,7 @@ class IdIndex:
         found: list[Hashes] = [np.empty((2, 0), np.uint64)]
         position = first
         while position < end:
-            batches, position = self._log.read(position, max(min(_READ_ROWS, end - position), 1))
+            batches, position = self._log.read(position, max(min(_READ_ROWS, end - position), 1), whole=True)
             ids: dict[str, list[pa.Array]] = {}
             for batch in batches:
                 if len(batch) and batch.column("seq")[0].as_py() < end:

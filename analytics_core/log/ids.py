@@ -188,6 +188,8 @@ class IdRun:
     def merged(cls, runs: list[IdRun]) -> IdRun:
         if len(runs) == 1:
             return runs[0]
+        if not runs:
+            return cls.of(np.empty((2, 0), np.uint64))
         return cls.of(np.array([np.concatenate([r.high for r in runs]), np.concatenate([r.low for r in runs])]))
 
     def __len__(self) -> int:

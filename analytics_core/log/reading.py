@@ -23,7 +23,8 @@ import pyarrow as pa
 from analytics_core.errors import LogCorruptionError, StorageError, TrimmedError
 from analytics_core.events import EventBatch, moment
 from analytics_core.log import MAX_BYTES
-from analytics_core.log.frames import EVENTS, Header, Window
+from analytics_core.log.frames import ERASED, EVENTS, Header, Window
+from analytics_core.log.tombstones import Tombstone, Tombstones, mark, spared
 
 SUFFIX: Final = ".seg"
 IDS_SUFFIX: Final = ".ids"
@@ -66,14 +67,17 @@ class _Marks:
 class FrameReader:
     """Finds, checks and decodes frames. Safe for use from any thread; only the index is shared between reads."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, tombstones: Tombstones | None = None) -> None:
         self._directory = directory
+        self._tombstones = tombstones or Tombstones(directory)
         self._lock = Lock()
         self._marks: dict[int, _Marks] = {}
         self._cursors: OrderedDict[int, tuple[int, int]] = OrderedDict()
 
-    def read(self, start: int, end: int, max_rows: int, max_bytes: int) -> tuple[list[EventBatch], int]:
-        """`LogReader.read` for a log that is durable below ``end``."""
+    def read(
+        self, start: int, end: int, max_rows: int, max_bytes: int, *, whole: bool = False
+    ) -> tuple[list[EventBatch], int]:
+        """`LogReader.read` for a log that is durable below ``end``; ``whole``: with what was erased."""
         batches: list[EventBatch] = []
         position, rows, size, cursor = start, 0, 0, None
         for window, segment, offset, header in self._frames(start, end):
@@ -91,11 +95,17 @@ class FrameReader:
                 break
         if cursor is not None:
             self._remember(position, cursor)
-        return batches, position
+        return batches if whole else spared(batches, self._tombstones.current()), position
 
     def batches(self, start: int, end: int) -> Iterator[int]:
         """The first position of each batch of events in ``[start, end)``, from the headers alone."""
         return (header.first for *_, header in self._frames(start, end) if header.kind == EVENTS)
+
+    def tombstone(self, segment: int) -> Tombstone | None:
+        """The one that a segment begins with, if it does."""
+        window = self._open(segment, 0, segment)
+        header = window.header(0)
+        return None if isinstance(header, str) or header.kind != ERASED else window.tombstone(0, header)
 
     def firsts(self) -> list[int]:
         """The first position of each segment that exists now, ascending."""
@@ -191,6 +201,8 @@ class FrameReader:
 
 def _batch(window: Window, offset: int, header: Header, start: int) -> EventBatch:
     at = moment(header.watermark)
+    if header.kind == ERASED:
+        return mark(window.tombstone(offset, header))
     if header.kind != EVENTS:
         return EventBatch.empty("", at)
     events = window.events(offset, header)

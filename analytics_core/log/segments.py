@@ -2,6 +2,7 @@
 
     <first position>.seg   frames (`log.frames`)
     <first position>.ids   sorted id hashes of a sealed segment, kept by `log.dedup` also when the segment is trimmed
+    erased                 whose events are erased (`log.tombstones`)
     durable                one int64, mapped by readers: one past the last durable position
     lock                   held with flock by the owner, whose process id it names
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from itertools import pairwise
 from mmap import mmap
@@ -27,12 +28,14 @@ import structlog
 
 from analytics_core.errors import LogCorruptionError, LogFullError, LogWriteError
 from analytics_core.events import EventBatch, micros
+from analytics_core.events.owners import Owners
 from analytics_core.log import MAX_BYTES, Prepared
-from analytics_core.log.frames import EVENTS, WATERMARK, Disk, frame, frame_size, lost, prepare
+from analytics_core.log.frames import EVENTS, WATERMARK, Disk, erasing, frame, frame_size, lost, prepare
 from analytics_core.log.reading import DURABLE, IDS_SUFFIX, FrameReader, SegmentReader, segment_path
 from analytics_core.log.recent import Recent
 from analytics_core.log.recovery import make_directory, own, recover
 from analytics_core.log.space import Space
+from analytics_core.log.tombstones import Tombstone, Tombstones, spared
 
 __all__ = ["IDS_SUFFIX", "SegmentLog", "SegmentReader", "partition_directory"]
 
@@ -54,6 +57,9 @@ class SegmentLog:
     20 % of the disk. A segment ends at ``segment_bytes``, or earlier at a quarter of the log's limit. A watermark alone
     is written even when the limits are reached: 48 bytes that let lanes go on.
 
+    A tombstone has a segment of its own, so that what is before it can be trimmed at once, and then it itself;
+    `tombstones` are those that still hold.
+
     :raises LogLockedError: when another `SegmentLog` owns the directory.
     :raises LogCorruptionError: for a bad frame that is not a torn end.
     :raises LogWriteError: when recovery cannot write.
@@ -73,11 +79,13 @@ class SegmentLog:
         self._writing = Lock()
         self._trimming = Lock()
         self._grown = Condition()
-        self._frames = FrameReader(directory)
+        self.tombstones = Tombstones(directory, self._disk.sync_directory)
+        self._frames = FrameReader(directory, self.tombstones)
         self._recent = Recent()
         self._closed = False
         self._failed = False
         self._poisoned = False
+        self._apart = False
         self._firsts: tuple[int, ...]
         self._sealed: dict[int, int]
         self._active: int
@@ -113,16 +121,19 @@ class SegmentLog:
         """The first position of each segment, ascending; the last one is still written."""
         return self._firsts
 
-    def read(self, start: int, max_rows: int = 65_536, max_bytes: int = MAX_BYTES) -> tuple[list[EventBatch], int]:
+    def read(
+        self, start: int, max_rows: int = 65_536, max_bytes: int = MAX_BYTES, *, whole: bool = False
+    ) -> tuple[list[EventBatch], int]:
         """See `LogReader.read`. A watermark counts as one row, and bytes are those of the frames.
 
-        The newest batches come from memory, as they were written; all others from their checked frames.
+        The newest batches come from memory, as they were written; all others from their checked frames. ``whole``: with
+        what was erased, for who counts ids.
         """
         if start >= self.first:
             batches, position = self._recent.read(start, self._durable, max_rows, max_bytes)
             if batches:
-                return batches, position
-        return self._frames.read(start, self._durable, max_rows, max_bytes)
+                return batches if whole else spared(batches, self.tombstones.current()), position
+        return self._frames.read(start, self._durable, max_rows, max_bytes, whole=whole)
 
     def batches(self, start: int, end: int) -> Iterator[int]:
         """The first position of each durable batch from ``start``, where one starts, up to ``end``.
@@ -171,6 +182,25 @@ class SegmentLog:
             self._publish(position, at, len(data))
             return firsts
 
+    def erase(self, tenant: str, owners: Owners, key: str) -> int:
+        """See `EventLog.erase`. Written also when the limits are reached."""
+        with self._writing:
+            self._mend()
+            position, at = self._durable, self._watermark
+            data = b"".join(erasing(position, at, tenant, owners, key))
+            self._apart = True
+            self._write(data)
+            self._apart = True  # what follows has another segment
+            try:
+                self.tombstones.add(Tombstone(position, tenant, owners, key, at))
+            except OSError as error:
+                self._failed = True
+                with suppress(OSError):
+                    self.tombstones.forget(position)
+                raise self._refusal(error) from error
+            self._publish(position + 1, at, len(data))
+            return position
+
     def trim(self, below: int) -> int:
         """See `EventLog.trim`. The segment that is written is never deleted."""
         with self._trimming:
@@ -200,7 +230,7 @@ class SegmentLog:
 
     def _write(self, data: bytes) -> None:
         try:
-            if self._poisoned or self._size >= self._segment_bytes:
+            if self._poisoned or self._size >= self._segment_bytes or (self._apart and self._size):
                 self._roll()
             self._failed = True
             view, done = memoryview(data), 0
@@ -249,6 +279,7 @@ class SegmentLog:
             self._sealed[self._active] = self._size
             self._firsts = (*self._firsts, self._durable)
         self._descriptor, self._active, self._size, self._poisoned = descriptor, self._durable, 0, False
+        self._apart = False
 
     def _keep(self, bodies: Sequence[Prepared], firsts: Sequence[int], watermark: int) -> None:
         """Note where the frames lie that were just written, and hold their bodies for the readers of this process."""
@@ -285,6 +316,15 @@ class SegmentLog:
         if found.end < recorded:
             self._give_up(found.end, recorded)
         self._mapped[0] = self._durable
+        self._find_tombstone()
+
+    def _find_tombstone(self) -> None:
+        """One whose writer ended before it was in the file is the first of the last segment."""
+        known = self.tombstones.current()
+        found = self._frames.tombstone(self._active) if self._active != self._durable else None
+        self._apart = found is not None
+        if found is not None and all(tombstone.position != found.position for tombstone in known):
+            self.tombstones.add(found)
 
     def _map_durable(self, stack: ExitStack) -> int:
         """Map the position file; what it records, 0 when it is new or unusable."""

@@ -1,5 +1,6 @@
 """Everything that is declared: the author's ``plugin.yaml`` and the operator's manifests (DESIGN §8)."""
 
+from analytics_core.manifest.cohorts import CohortCondition, CohortManifest
 from analytics_core.manifest.deployment import KINDS, Deployment, read_deployment, read_file
 from analytics_core.manifest.filling import Filled
 from analytics_core.manifest.fitting import fit
@@ -33,6 +34,8 @@ __all__ = [
     "TENANT",
     "AnalysisManifest",
     "ChannelManifest",
+    "CohortCondition",
+    "CohortManifest",
     "Deployment",
     "Document",
     "Filled",

@@ -10,6 +10,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from analytics_core.errors import ManifestError, near
+from analytics_core.manifest.cohorts import CohortManifest
 from analytics_core.manifest.fitting import fit
 from analytics_core.manifest.models import (
     HostManifest,
@@ -21,12 +22,13 @@ from analytics_core.manifest.models import (
 from analytics_core.manifest.package import plugin_manifest
 from analytics_core.manifest.source import Document, Source, read_documents
 
-_DEPLOYED: Final[dict[str, type[MetricManifest | PluginSettingsManifest | TenantManifest]]] = {
+_DEPLOYED: Final[dict[str, type[CohortManifest | MetricManifest | PluginSettingsManifest | TenantManifest]]] = {
+    "cohort": CohortManifest,
     "metric": MetricManifest,
     "plugin-settings": PluginSettingsManifest,
     "tenant": TenantManifest,
 }
-KINDS: Final = ("host", "metric", "plugin", "plugin-settings", "tenant")
+KINDS: Final = ("cohort", "host", "metric", "plugin", "plugin-settings", "tenant")
 
 
 class Deployment(Struct, frozen=True):
@@ -39,6 +41,7 @@ class Deployment(Struct, frozen=True):
     metrics: dict[str, MetricManifest] = {}
     plugins: dict[str, PluginSettingsManifest] = {}
     tenants: dict[str, TenantManifest] = {}
+    cohorts: dict[str, CohortManifest] = {}
     sources: dict[tuple[str, str], Source] = {}
 
 
@@ -61,7 +64,7 @@ def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
     """
     holders: dict[tuple[str, str], str] = {}
     sources: dict[tuple[str, str], Source] = {}
-    found: dict[str, dict[str, Any]] = {"host": {}, "metric": {}, "plugin-settings": {}, "tenant": {}}
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS if kind != "plugin"}
     for path in manifest_files(directory):
         for document in read_documents(path, environ):
             manifest = _manifest(document)
@@ -80,7 +83,14 @@ def read_deployment(directory: Path, environ: Mapping[str, str]) -> Deployment:
             holders[kind, name] = where
             sources[kind, name] = document.source
             found[kind][name] = manifest.values if isinstance(manifest, HostManifest) else manifest
-    return Deployment(found["host"].get("", {}), found["metric"], found["plugin-settings"], found["tenant"], sources)
+    return Deployment(
+        host=found["host"].get("", {}),
+        metrics=found["metric"],
+        plugins=found["plugin-settings"],
+        tenants=found["tenant"],
+        cohorts=found["cohort"],
+        sources=sources,
+    )
 
 
 def manifest_files(directory: Path) -> list[Path]:

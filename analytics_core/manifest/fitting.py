@@ -110,7 +110,8 @@ class _Fitting:
         others = [t for t in types if not isinstance(t, shape.NoneType)]
         if len(others) < len(types) and (value is None or (isinstance(value, Filled) and not value.strip())):
             return None
-        return self.value(value, others[0], path)
+        mapped = [t for t in others if isinstance(t, shape.DictType)] if isinstance(value, dict) else []
+        return self.value(value, (mapped or others)[0], path)
 
     def struct(self, value: Any, kind: shape.StructType, path: Key) -> dict[str, Any]:
         fields = {field.encode_name: field for field in kind.fields}

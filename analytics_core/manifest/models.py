@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from msgspec import UNSET, Meta, Struct, UnsetType
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from analytics_core.manifest.json_schema import schema_problem
+from analytics_core.manifest.cohorts import CohortManifest
+from analytics_core.manifest.json_schema import fit_schema, schema_problem
 from analytics_core.manifest.source import Key
 
 TENANT: Final = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -44,12 +45,30 @@ class Requires(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AnalysisManifest(Struct, frozen=True, forbid_unknown_fields=True):
-    """One question that the plugin's ``insight`` answers. ``parameters`` is the JSON Schema of what may be asked."""
+    """One question that the plugin's ``insight`` answers. ``parameters`` is the JSON Schema of what may be asked.
+
+    ``insights`` marks it to be asked when insights are wanted: ``true``, or the parameters to ask it with.
+    """
 
     name: Word
     title: str = ""
     description: str = ""
     parameters: JsonSchema = {}
+    insights: bool | dict[str, Any] = False
+
+    @property
+    def asked_with(self) -> dict[str, Any] | None:
+        """The parameters with which it is asked for insights; None when it is not."""
+        if isinstance(self.insights, dict):
+            return self.insights
+        return {} if self.insights else None
+
+    def problems(self) -> Problems:
+        if problem := schema_problem(self.parameters):
+            yield ("parameters", *problem[0]), problem[1]
+        elif self.asked_with is not None:
+            for key, text in fit_schema(self.parameters, self.asked_with)[1]:
+                yield ("insights",), f"cannot be asked so: {f'{key}: ' if key else ''}{text}"
 
 
 class ProvidedMetric(Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,8 +111,7 @@ class Provides(Struct, frozen=True, forbid_unknown_fields=True):
                 if name in names[:index]:
                     yield (key, index), f"{name!r} is provided twice"
         for index, analysis in enumerate(self.analyses):
-            if problem := schema_problem(analysis.parameters):
-                yield ("analyses", index, "parameters", *problem[0]), problem[1]
+            yield from ((("analyses", index, *path), problem) for path, problem in analysis.problems())
         for index, channel in enumerate(self.channels):
             if problem := schema_problem(channel.settings):
                 yield ("channels", index, "settings", *problem[0]), problem[1]
@@ -215,7 +233,7 @@ class HostManifest(Struct, frozen=True):
     values: dict[str, Any]
 
 
-Manifest = PluginManifest | PluginSettingsManifest | MetricManifest | TenantManifest | HostManifest
+Manifest = PluginManifest | PluginSettingsManifest | MetricManifest | TenantManifest | CohortManifest | HostManifest
 
 
 def specifier_problem(text: str) -> str:

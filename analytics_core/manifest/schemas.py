@@ -9,9 +9,11 @@ from typing import Any, Final, get_type_hints
 import msgspec
 from msgspec import NODEFAULT, Struct
 
+from analytics_core.manifest.cohorts import CohortManifest
 from analytics_core.manifest.models import MetricManifest, PluginManifest, PluginSettingsManifest, TenantManifest
 
 _MODELS: Final[dict[str, type[Struct]]] = {
+    "cohort": CohortManifest,
     "metric": MetricManifest,
     "plugin": PluginManifest,
     "plugin-settings": PluginSettingsManifest,

@@ -18,14 +18,15 @@ from msgspec import Struct
 from analytics_core.errors import ParameterError, near
 from analytics_core.events import TIMESTAMP, moment
 from analytics_core.events.times import parse_time
-from analytics_core.properties import extract_property
+from analytics_core.metrics.patterns import check_pattern
+from analytics_core.properties import extract_property, has_property
 
 Bind = Callable[[Any], str]
 """Takes a value, gives the SQL expression that stands for it."""
 
 Kind = Literal["text", "time", "json"]
 
-OPS: Final = ("=", "!=", "in", "contains", ">", ">=", "<", "<=", "exists")
+OPS: Final = ("=", "!=", "in", "contains", "regex", ">", ">=", "<", "<=", "exists")
 MAX_VALUES: Final = 1_000
 _COLUMNS: Final[dict[str, Kind]] = {
     "name": "text",
@@ -89,6 +90,11 @@ class Field(Struct, frozen=True):
         raise ParameterError(parameter, f"{name[:64]!r} is no field{hint}")
 
     @property
+    def name(self) -> str:
+        """As it is written in a request."""
+        return f"{self.column}.{self.path}" if self.path else self.column
+
+    @property
     def kind(self) -> Kind:
         return "json" if self.path else _COLUMNS[self.column]
 
@@ -96,14 +102,26 @@ class Field(Struct, frozen=True):
         """SQL for the value as text; for JSON any scalar is written out."""
         return f"TRY(json_extract_string({self.column}, {bind(self._pointer)}))" if self.path else self.column
 
+    def json(self, bind: Bind) -> str:
+        """SQL for the value as JSON text, NULL when there is none; for paths only."""
+        return f"CAST(TRY(json_extract({self.column}, {bind(self._pointer)})) AS VARCHAR)"
+
+    def string(self, bind: Bind) -> str:
+        """SQL for the value when it is a text, else NULL: a number is not one."""
+        return f"CASE WHEN {self.json_type(bind)} = 'VARCHAR' THEN {self.text(bind)} END" if self.path else self.column
+
     def number(self, bind: Bind) -> str:
         """SQL for the value as a finite double, else NULL."""
         if not self.path:
             return "CAST(NULL AS DOUBLE)"
         # TRY: a document that another JSON reader refuses (a lone surrogate) must not fail the whole query. A JSON
         # string keeps its quotes in the cast to VARCHAR, so that it is no number.
-        raw = f"TRY_CAST(CAST(TRY(json_extract({self.column}, {bind(self._pointer)})) AS VARCHAR) AS DOUBLE)"
+        raw = f"TRY_CAST({self.json(bind)} AS DOUBLE)"
         return f"nullif(nullif({raw}, 'inf'::DOUBLE), '-inf'::DOUBLE)"
+
+    def keys(self, bind: Bind) -> str:
+        """SQL for the keys of the object there, a list of texts; of the whole column without a path."""
+        return f"TRY(json_keys({self.column}, {bind(self._pointer)}))"
 
     def json_type(self, bind: Bind) -> str:
         return f"TRY(json_type({self.column}, {bind(self._pointer)}))"
@@ -111,7 +129,7 @@ class Field(Struct, frozen=True):
     @property
     def _pointer(self) -> str:
         """RFC 6901, which can name any key."""
-        return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in self.path.split("."))
+        return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in self.path.split(".") if self.path)
 
     def column_of(self, events: Events, kind: type) -> pa.Array:
         """The value of each event as Arrow ``kind`` (str, float, bool), shape ``(len(events),)``; null when absent."""
@@ -141,8 +159,10 @@ class Filter(Struct, frozen=True):
         if self.op == "!=":
             return f"NOT coalesce({_equal(self.field, self.value, bind)}, false)"
         if self.op == "contains":
-            return f"contains({self.field.text(bind)}, {bind(self.value)})"
-        shown = self.field.number(bind) if _is_number(self.value) else self.field.text(bind)
+            return f"contains({self.field.string(bind)}, {bind(self.value)})"
+        if self.op == "regex":
+            return f"regexp_matches({self.field.string(bind)}, {bind(self.value)})"
+        shown = self.field.number(bind) if _is_number(self.value) else self.field.string(bind)
         return f"{shown} {self.op} {bind(self.value)}"
 
     def _exists(self, bind: Bind) -> str:
@@ -168,11 +188,14 @@ class Filter(Struct, frozen=True):
             return ~self._compare(events, "=", self.value)
         if self.op == "contains":
             return _plain(pc.match_substring(self.field.column_of(events, str), self.value))
+        if self.op == "regex":
+            return _plain(pc.match_substring_regex(self.field.column_of(events, str), self.value))
         return self._compare(events, self.op, self.value)
 
     def _present(self, events: Events) -> npt.NDArray[np.bool_]:
-        kinds = (str, float, bool) if self.field.path else (str,)
-        return _any([_plain(pc.is_valid(self.field.column_of(events, k))) for k in kinds])
+        if self.field.path:
+            return has_property(events.column(self.field.column), self.field.path)
+        return _plain(pc.is_valid(self.field.column_of(events, str)))
 
     def _compare(self, events: Events, op: str, value: Any) -> npt.NDArray[np.bool_]:
         if value is None:
@@ -224,8 +247,10 @@ def _checked(field: Field, op: str, value: Any, parameter: str) -> Any:
         if not isinstance(value, list | tuple) or len(value) > MAX_VALUES:
             raise ParameterError(parameter, f"in takes a list of at most {MAX_VALUES} values")
         return tuple(_scalar(field, v, parameter) for v in value)
-    if op == "contains" and (not isinstance(value, str) or field.kind == "time"):
-        raise ParameterError(parameter, "contains takes a text, and a field that is not a time")
+    if op in ("contains", "regex") and (not isinstance(value, str) or field.kind == "time"):
+        raise ParameterError(parameter, f"{op} takes a text, and a field that is not a time")
+    if op == "regex":
+        return check_pattern(value, parameter)
     if op in (">", ">=", "<", "<=") and (value is None or isinstance(value, bool)):
         raise ParameterError(parameter, f"{op} takes a number or a text")
     return _scalar(field, value, parameter)

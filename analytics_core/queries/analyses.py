@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import pyarrow as pa
 
 from analytics_core.errors import HookFailedError, NotFoundError, ParameterError, PluginError, StoppingError
 from analytics_core.manifest import fit_schema
+from analytics_core.metrics.filters import Filter
+from analytics_core.queries.cache import AnswerCache, Made
+from analytics_core.queries.cohorts import Cohort, read_cohort
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.history import History
 from analytics_core.queries.ranges import time_range
-from analytics_core.queries.reader import MetricSource, Reader
+from analytics_core.queries.reader import MetricSource
 from analytics_core.records import Answer, EventReader, Question
 
 MAX_ROWS: Final = 100_000
@@ -39,6 +42,10 @@ COMMON: Final[dict[str, Any]] = {
     "filters": {
         "type": ["array", "object"],
         "description": "What counts: [{field, op, value}] or {field: value}.",
+    },
+    "cohort": {
+        "type": ["string", "object"],
+        "description": 'Who counts: the name of a cohort, or {"all": [{"did": {"event"}, "at_least", "within"}, ...]}.',
     },
 }
 """What every analysis understands beside its own parameters, as JSON Schema properties."""
@@ -62,6 +69,8 @@ class Answering(Protocol):
 
     def analyses(self) -> Mapping[str, Spec]: ...
 
+    def generation(self, plugin: str) -> int: ...
+
     async def insight(self, question: Question, reader: EventReader) -> Answer:
         """:raises PluginUnavailableError, HookFailedError: when the plugin does not answer."""
         ...
@@ -76,12 +85,15 @@ class Analyses:
         history: History,
         metrics: Callable[[], MetricSource | None] = lambda: None,
         *,
+        cohorts: Callable[[], Mapping[str, Cohort]] = dict,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._calls = calls
         self._history = history
         self._metrics = metrics
+        self._cohorts = cohorts
         self._clock = clock
+        self._answers = AnswerCache()
 
     def catalogue(self, tenant: str, timezone: str = "UTC") -> list[dict[str, Any]]:  # noqa: ARG002  all have the same
         """Every analysis: ``{"name", "plugin", "title", "parameters": JSON Schema with the common ones}``, by name.
@@ -117,12 +129,43 @@ class Analyses:
         specs = self._calls.analyses()
         if name not in specs:
             raise NotFoundError("analysis", name, specs)
-        own, common = _split(parameters, specs[name].schema)
+        asked = self._asked(specs[name], parameters, tenant, timezone)
+        metrics, now = self._metrics(), await asyncio.to_thread(self._history.changed, tenant)
+        key = (
+            asked.text(),
+            asked.cohort,
+            self._calls.generation(asked.spec.plugin),
+            metrics,
+            now[:-1],
+            asked.until(now.watermark),
+        )
+        answer = await self._answers.get(key, lambda: self._answer(asked, metrics))
+        return {**answer, **_freshness(now.watermark, asked.question.range.end)}
+
+    def _asked(self, spec: Spec, parameters: Mapping[str, Any], tenant: str, timezone: str) -> Asked:
+        own, common = _split(parameters, spec.schema)
         zone = _text(common.get("timezone", timezone), "timezone")
-        span = time_range(common.get("timeRange", DEFAULT_RANGE), zone, self._clock())
+        given = common.get("timeRange", DEFAULT_RANGE)
+        span = time_range(given, zone, _whole_minute(self._clock()) if isinstance(given, str) else self._clock())
         filters = parse_filters(common.get("filters"))
-        question = Question(analysis=name, tenant=tenant, range=span, parameters=own)
-        reader = await asyncio.to_thread(self._history.reader, tenant, span, filters, metrics=self._metrics())
+        named = common.get("cohort")
+        cohort = None if named is None else read_cohort(named, self._cohorts())
+        shown = {
+            **own,
+            "timeRange": {"start": span.start.isoformat(), "end": span.end.isoformat()},
+            "timezone": zone,
+            **({"filters": common["filters"]} if filters else {}),
+            **({"cohort": named} if named is not None else {}),
+        }
+        question = Question(analysis=spec.name, tenant=tenant, range=span, parameters=own)
+        return Asked(spec, question, filters, cohort, shown)
+
+    async def _answer(self, asked: Asked, metrics: MetricSource | None) -> Made:
+        """Ask the plugin, over a snapshot of its own."""
+        question = asked.question
+        reader = await asyncio.to_thread(
+            self._history.reader, question.tenant, question.range, asked.filters, cohort=asked.cohort, metrics=metrics
+        )
         try:
             answer = await self._calls.insight(question, reader)
         except PluginError as error:
@@ -131,21 +174,40 @@ class Analyses:
             raise
         finally:
             await asyncio.to_thread(reader.close)
-        columns, rows = _rows(answer.table, specs[name])
-        return {
-            "analysis": name,
-            "plugin": specs[name].plugin,
-            "parameters": {
-                **own,
-                "timeRange": {"start": span.start.isoformat(), "end": span.end.isoformat()},
-                "timezone": zone,
-                **({"filters": common["filters"]} if filters else {}),
-            },
+        columns, rows = _rows(answer.table, asked.spec)
+        shown = {
+            "analysis": asked.spec.name,
+            "plugin": asked.spec.plugin,
+            "parameters": asked.shown,
             "columns": columns,
             "data": rows,
             **_findings(answer),
-            **_freshness(reader, span.end),
         }
+        return Made(shown, not reader.beyond_events)
+
+
+class Asked(NamedTuple):
+    """A question, checked; ``shown`` are its parameters as the answer repeats them."""
+
+    spec: Spec
+    question: Question
+    filters: tuple[Filter, ...]
+    cohort: Cohort | None
+    shown: dict[str, Any]
+
+    def text(self) -> bytes:
+        """The same for the same question."""
+        return msgspec.json.encode([self.spec.name, self.question.tenant, self.shown], order="sorted", enc_hook=str)
+
+    def until(self, watermark: datetime | None) -> datetime | None:
+        """How far the log's clock has come in the range, in whole minutes: what has passed may be part of an answer."""
+        return None if watermark is None else min(watermark, self.question.range.end).replace(second=0, microsecond=0)
+
+
+def _whole_minute(now: datetime) -> datetime:
+    """The end of the minute, so that a span such as "7d" is one range for that long."""
+    minute = timedelta(minutes=1)
+    return now + (datetime.min.replace(tzinfo=UTC) - now) % minute
 
 
 def _split(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -188,8 +250,7 @@ def _findings(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _freshness(reader: Reader, end: datetime) -> dict[str, Any]:
-    watermark = reader.watermark
+def _freshness(watermark: datetime | None, end: datetime) -> dict[str, Any]:
     return {
         "data_as_of": min(watermark, end).isoformat() if watermark else None,
         "watermark": watermark.isoformat() if watermark else None,

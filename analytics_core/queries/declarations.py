@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from msgspec import UnsetType
 
 from analytics_core.lake import RetentionPolicy
 from analytics_core.manifest import Deployment
+from analytics_core.queries.cohorts import Cohort, declared_cohorts
 from analytics_core.queries.history import History
 from analytics_core.queries.series import MetricQueries
 from analytics_core.state import StateStore
 
 
 class Declared(NamedTuple):
-    """A deployment and its metrics, ready to be asked."""
+    """A deployment, its metrics and its cohorts, ready to be asked."""
 
     deployment: Deployment
     metrics: MetricQueries
+    cohorts: Mapping[str, Cohort]
 
     def timezone(self, tenant: str) -> str:
         """The IANA zone that the tenant's manifest names; it holds where a request names none."""
@@ -35,7 +37,7 @@ class Declared(NamedTuple):
 class Declarations:
     """``now`` is what holds. It is swapped on the event loop, so it is one deployment from one await to the next.
 
-    Made on the running loop. :raises ManifestError: for a metric that cannot be computed.
+    Made on the running loop. :raises ManifestError: for a metric that cannot be computed, or a cohort that is none.
     """
 
     def __init__(self, history: History, state: StateStore, deployment: Deployment) -> None:
@@ -52,12 +54,12 @@ class Declarations:
     def apply(self, deployment: Deployment) -> None:
         """Let ``deployment`` hold; returns when it does. From any thread but the event loop's.
 
-        :raises ManifestError: for a metric that cannot be computed; then all is as it was.
+        :raises ManifestError: for a metric that cannot be computed, or a cohort that is none; then all is as it was.
         """
         asyncio.run_coroutine_threadsafe(self._swap(self._declared(deployment)), self._loop).result()
 
     def _declared(self, deployment: Deployment) -> Declared:
-        return Declared(deployment, MetricQueries(self._history, self._state, deployment))
+        return Declared(deployment, MetricQueries(self._history, self._state, deployment), declared_cohorts(deployment))
 
     async def _swap(self, declared: Declared) -> None:
         self.now = declared

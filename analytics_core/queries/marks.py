@@ -1,22 +1,36 @@
-"""Which events of a question in user order are meant: by their names where those tell it, else by one SQL query."""
+"""Which events of a question in user order are meant: by their names and values, or by SQL where those do not tell."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from analytics_core.events import moment
 from analytics_core.lake.user_order import I32, I64, Mask, Run
+from analytics_core.lake.value_column import ValueColumn
 from analytics_core.metrics.filters import Field, Filter, conjunction
+from analytics_core.properties import extract_property
+
+Columns = Callable[[Field], ValueColumn | None]
+"""Gives the column of a field up to the snapshot's position, or None when it has to be asked of SQL."""
+
+
+def no_columns(field: Field) -> None:
+    """`Columns` where none are kept."""
+
 
 PLACE: Final = "(CAST(partition AS BIGINT) << 48 | seq)"
 """SQL: the `Run.place` of an event."""
 _DENSE: Final = 8
 """A table over all log positions is made when at most so many are in it for each that has a value."""
+_FEW: Final = 8
+"""So many comparisons take less time than one look-up."""
+_NAME: Final = Field("name")
 
 
 class Rows(Protocol):
@@ -25,11 +39,50 @@ class Rows(Protocol):
     def ever(self, query: str, parameters: Mapping[str, Any]) -> pa.Table: ...
 
 
+# --- tests of events -------------------------------------------------------------------------------------------------
+
+
+class Test(Protocol):
+    """A condition on events by their names (codes) and places, shape ``(n,)`` each."""
+
+    def of(self, name: I32, place: I64) -> Mask: ...
+
+
+class Names:
+    """Holds for some names. ``holds``: shape ``(names,)``."""
+
+    def __init__(self, holds: Mask) -> None:
+        self.holds = holds
+        self._few = np.flatnonzero(holds)
+
+    def of(self, name: I32, place: I64) -> Mask:  # noqa: ARG002
+        if len(self._few) > _FEW:
+            return self.holds[name]
+        found = np.zeros(len(name), np.bool_)
+        for code in self._few:
+            found |= name == code
+        return found
+
+
+class Values:
+    """Holds for some values of a column. ``holds``: shape ``(words + 1,)``, first of no value."""
+
+    def __init__(self, column: ValueColumn, holds: Mask) -> None:
+        self._column = column
+        self._holds = holds
+
+    def of(self, name: I32, place: I64) -> Mask:  # noqa: ARG002
+        return self._holds[self._column.at(place)]
+
+
 class Places:
-    """A value for some log positions and ``default`` for all others. ``places`` (n,) in any order, none twice."""
+    """A value for some log positions and ``default`` for all others; as a test, where it is true.
+
+    ``places`` (n,) in any order, none twice; ``values`` (n,).
+    """
 
     def __init__(self, places: I64, values: npt.NDArray[Any], default: int) -> None:
-        self._default = default
+        self._default = values.dtype.type(default)
         self._low = int(places.min()) if len(places) else 0
         span = int(places.max()) - self._low + 1 if len(places) else 0
         self._dense = span <= _DENSE * len(places)
@@ -40,129 +93,165 @@ class Places:
             by = np.argsort(places)
             self._places, self._values = places[by], values[by]
 
-    def of(self, places: I64) -> npt.NDArray[Any]:
+    def at(self, places: I64) -> npt.NDArray[Any]:
         """The value of each position, shape of ``places``."""
         if self._dense:
             return self._values[np.clip(places - (self._low - 1), 0, len(self._values) - 1)]
-        at = np.minimum(np.searchsorted(self._places, places), len(self._places) - 1)
-        return np.where(self._places[at] == places, self._values[at], self._default)
+        found = np.minimum(np.searchsorted(self._places, places), len(self._places) - 1)
+        return np.where(self._places[found] == places, self._values[found], self._default)
+
+    def of(self, name: I32, place: I64) -> Mask:  # noqa: ARG002
+        mask: Mask = self.at(place)
+        return mask
+
+
+def _all(tests: Sequence[Test], name: I32, place: I64) -> Mask:
+    """Where every test holds; each looks only at what those before it have left."""
+    if not tests:
+        return np.ones(len(name), np.bool_)
+    mask = tests[0].of(name, place)
+    for test in tests[1:]:
+        left = np.flatnonzero(mask)
+        mask[left] = test.of(name[left], place[left])
+    return mask
+
+
+# --- what a question asks --------------------------------------------------------------------------------------------
+
+
+class Asked(NamedTuple):
+    """What of each event is asked: ``filters`` that it must hold, ``marks`` by name, the text of ``values``; only with
+    ``low <= timestamp < high`` (microseconds), and ``marked_only`` only those that have a mark."""
+
+    filters: Sequence[Filter]
+    marks: Mapping[str, Sequence[Filter]]
+    values: Mapping[str, Field]
+    low: int
+    high: int
+    marked_only: bool
 
 
 class Meant:
-    """What is asked of each event: ``filters`` that it must hold, ``marks`` by name and the text of ``values``.
+    """Says of a run's events which are meant. ``names`` are the words of the run's codes.
 
-    Only events with ``low <= timestamp < high`` (microseconds) are looked at; ``marked_only``, only those with a mark.
-    ``names`` are the words of the run's codes.
+    :raises ParameterError: for a value that cannot be asked for.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        names: Sequence[str],
-        filters: Sequence[Filter],
-        marks: Mapping[str, Sequence[Filter]],
-        values: Sequence[str],
-        low: int,
-        high: int,
-        *,
-        marked_only: bool,
-    ) -> None:
-        self.low, self.high = low, high
+    def __init__(self, rows: Rows, names: Sequence[str], columns: Columns, asked: Asked) -> None:
+        self._asked = asked
         self.words: dict[str, Sequence[str]] = {}
-        self._marked_only = marked_only
-        self._values: dict[str, Places] = {}
-        self._kept: Mask | Places | None = _by_name(filters, names) if filters else None
-        self._marks: dict[str, Mask | Places | None] = {mark: _by_name(asked, names) for mark, asked in marks.items()}
-        hard = [mark for mark, found in self._marks.items() if found is None]
-        filtered = bool(filters) and self._kept is None
-        if hard or values or filtered:
-            self._ask(rows, filters if hard or values or filtered else (), marks, hard, values, filtered)
+        self._tests = _Tests(names, columns)
+        self._kept = self._tests.of(asked.filters)
+        self._marks = {mark: self._tests.of(filters) for mark, filters in asked.marks.items()}
+        self._values: dict[str, Callable[[I64], I32]] = {}
+        missing = {name: field for name, field in asked.values.items() if not self._know(name, columns(field))}
+        if missing or self._kept is None or None in self._marks.values():
+            self._ask(rows, missing)
 
-    def _ask(
-        self,
-        rows: Rows,
-        filters: Sequence[Filter],
-        marks: Mapping[str, Sequence[Filter]],
-        hard: Sequence[str],
-        values: Sequence[str],
-        filtered: bool,
-    ) -> None:
-        """One query for all that names do not tell."""
-        bound: dict[str, Any] = {"low": moment(self.low), "high": moment(self.high)}
+    def _know(self, name: str, column: ValueColumn | None) -> bool:
+        if column is None:
+            return False
+        self.words[name] = [_shown(word) for word in column.words]
+        self._values[name] = lambda places: column.at(places) - np.int32(1)
+        return True
+
+    def _ask(self, rows: Rows, values: Mapping[str, Field]) -> None:
+        """One query for all that is not at hand."""
+        low, high, marks = self._asked.low, self._asked.high, self._asked.marks
+        bound: dict[str, Any] = {"low": moment(low), "high": moment(high)}
 
         def bind(value: Any) -> str:
             bound[f"p{len(bound)}"] = value
             return f"$p{len(bound) - 1}"
 
+        hard = [mark for mark, tests in self._marks.items() if tests is None]
         columns = [f"coalesce({conjunction(marks[mark], bind)}, false) AS m{i}" for i, mark in enumerate(hard)]
-        columns += [f"{Field.of(name, 'values').text(bind)} AS v{i}" for i, name in enumerate(values)]
-        where = f"timestamp >= $low AND timestamp < $high AND {conjunction(filters, bind)}"
-        if not filtered:
-            wanted = [] if values and not self._marked_only else [*marks] if values else hard
-            where += "".join(
-                f" {'OR' if i else 'AND ('} ({conjunction(marks[mark], bind)})" for i, mark in enumerate(wanted)
-            )
-            where += ")" if wanted else ""
+        columns += [f"{field.text(bind)} AS v{i}" for i, field in enumerate(values.values())]
+        where = f"timestamp >= $low AND timestamp < $high AND {conjunction(self._asked.filters, bind)}"
+        if self._kept is not None and (self._asked.marked_only or not values):
+            wanted = marks if values else hard
+            where += f" AND ({' OR '.join(f'({conjunction(marks[mark], bind)})' for mark in wanted)})"
         found = rows.ever(f"SELECT {', '.join([f'{PLACE} AS place', *columns])} FROM ever WHERE {where}", bound)
-        self._take(found, hard, values, filtered)
-
-    def _take(self, found: pa.Table, hard: Sequence[str], values: Sequence[str], filtered: bool) -> None:
         places = found.column("place").to_numpy()
-        if filtered:
-            self._kept = Places(places, np.ones(len(places), np.bool_), 0)
+        if self._kept is None:
+            self._kept = [_true(places)]
         for i, mark in enumerate(hard):
-            holds = found.column(f"m{i}").to_numpy()
-            self._marks[mark] = Places(places[holds], np.ones(int(holds.sum()), np.bool_), 0)
+            self._marks[mark] = [_true(places[found.column(f"m{i}").to_numpy()])]
         for i, name in enumerate(values):
             column = found.column(f"v{i}").combine_chunks().dictionary_encode()
-            codes: I32 = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
+            codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
             self.words[name] = column.dictionary.to_pylist()
-            self._values[name] = Places(places, codes, -1)
+            self._values[name] = Places(places, codes, -1).at
 
     def select(self, run: Run) -> Run:
         """The events of ``run`` that are meant. Copies nothing when that is all of them."""
         kept = np.ones(0, np.bool_)
         for mask in self._masks(run):
-            kept = mask if not len(kept) else kept & mask
+            kept = kept & mask if len(kept) else mask
         return run if not len(kept) or kept.all() else run.where(kept)
 
-    def _masks(self, run: Run) -> Any:
-        if len(run) and (int(run.at.min()) < self.low or int(run.at.max()) >= self.high):
-            yield (run.at >= self.low) & (run.at < self.high)
-        if self._kept is not None:
-            yield _holds(self._kept, run)
-        if self._marked_only:
-            marked = np.zeros(len(run), np.bool_)
-            for holds in self._marks.values():
-                marked |= _holds(holds, run)
-            yield marked
+    def _masks(self, run: Run) -> Iterator[Mask]:
+        low, high = self._asked.low, self._asked.high
+        if len(run) and (int(run.at.min()) < low or int(run.at.max()) >= high):
+            yield (run.at >= low) & (run.at < high)
+        if self._kept:
+            yield _all(self._kept, run.name, run.place)
+        if self._asked.marked_only:
+            yield self._marked(run)
+
+    def _marked(self, run: Run) -> Mask:
+        named = [test.holds for tests in self._marks.values() if (test := _by_name_alone(tests)) is not None]
+        marked = Names(np.logical_or.reduce(named)).of(run.name, run.place) if named else np.zeros(len(run), np.bool_)
+        for tests in self._marks.values():
+            if _by_name_alone(tests) is None:
+                marked |= _all(tests or (), run.name, run.place)
+        return marked
 
     def marks(self, run: Run) -> dict[str, Mask]:
-        return {mark: _holds(holds, run) for mark, holds in self._marks.items()}
+        return {mark: _all(tests or (), run.name, run.place) for mark, tests in self._marks.items()}
 
     def values(self, run: Run) -> dict[str, I32]:
-        return {name: places.of(run.place) for name, places in self._values.items()}
+        return {name: self._values[name](run.place) for name in self._asked.values}
 
 
-def _holds(holds: Mask | Places | None, run: Run) -> Mask:
-    assert holds is not None
-    mask: Mask = holds.of(run.place) if isinstance(holds, Places) else holds[run.name]
-    return mask
+def _by_name_alone(tests: Sequence[Test] | None) -> Names | None:
+    return tests[0] if tests and len(tests) == 1 and isinstance(tests[0], Names) else None
 
 
-def _by_name(filters: Sequence[Filter], names: Sequence[str]) -> Mask | None:
-    """Which names hold the filters, shape ``(len(names),)``; None when they ask for more than the name."""
-    if not all(filter_.field == Field("name") for filter_ in filters):
-        return None
-    words = pa.array(names, pa.string())
-    holds = np.ones(len(names), np.bool_)
-    for filter_ in filters:
-        holds &= filter_.mask(_Names(words))
-    return holds
+def _true(places: I64) -> Places:
+    return Places(places, np.ones(len(places), np.bool_), 0)
 
 
-class _Names:
-    """Names as if they were events, for `Filter.mask`."""
+def _shown(word: str) -> str:
+    """A JSON text as `Field.text` writes it: a string without its quotes."""
+    return str(msgspec.json.decode(word)) if word.startswith('"') else word
+
+
+class _Tests:
+    """Makes tests of filters, where names and columns tell them."""
+
+    def __init__(self, names: Sequence[str], columns: Columns) -> None:
+        self._names = _Words(pa.array(names, pa.string()))
+        self._columns = columns
+
+    def of(self, filters: Sequence[Filter]) -> list[Test] | None:
+        """The tests that are all ``filters``, by names first; None when something else has to be asked."""
+        by_name = [filter_ for filter_ in filters if filter_.field == _NAME]
+        tests: list[Test] = []
+        if by_name:
+            tests.append(Names(np.logical_and.reduce([filter_.mask(self._names) for filter_ in by_name])))
+        for filter_ in filters:
+            if filter_.field == _NAME:
+                continue
+            column = self._columns(filter_.field)
+            if column is None:
+                return None
+            tests.append(Values(column, filter_.mask(_documents(filter_.field, column.words))))
+        return tests
+
+
+class _Words:
+    """Names, or JSON objects, as if they were events, for `Filter.mask`."""
 
     def __init__(self, words: pa.Array) -> None:
         self._words = words
@@ -170,9 +259,16 @@ class _Names:
     def __len__(self) -> int:
         return len(self._words)
 
-    def column(self, name: str) -> pa.Array:
-        assert name == "name"
+    def column(self, name: str) -> pa.Array:  # noqa: ARG002
         return self._words
 
-    def property(self, name: str, type: type[str | float | int | bool]) -> pa.Array:  # noqa: A002, ARG002
-        raise AssertionError(f"{name}: only names are looked at")
+    def property(self, name: str, type: type[str | float | int | bool]) -> pa.Array:  # noqa: A002
+        return extract_property(self._words, name, type)
+
+
+def _documents(field: Field, words: Sequence[str]) -> _Words:
+    """An object that lacks the field, then one for each of its values."""
+    keys = field.path.split(".")
+    before = "".join(f"{{{msgspec.json.encode(key).decode()}:" for key in keys)
+    after = "}" * len(keys)
+    return _Words(pa.array(["{}", *(f"{before}{word}{after}" for word in words)], pa.string()))

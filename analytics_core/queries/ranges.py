@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from analytics_core.errors import ParameterError, near
@@ -12,6 +12,7 @@ from analytics_core.events.times import EARLIEST
 from analytics_core.metrics.buckets import instant, zone_named
 from analytics_core.records import TimeRange
 
+ALL_TIME: Final = TimeRange(datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 _SPAN: Final = re.compile(r"([1-9]\d{0,4})\s*([mhdw])")
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _EARLIEST: Final = moment(EARLIEST)
@@ -26,11 +27,7 @@ def time_range(given: Any, timezone: str, now: datetime, parameter: str = "timeR
     """
     zone_named(timezone)
     if isinstance(given, str):
-        found = _SPAN.fullmatch(given.strip())
-        if not found:
-            raise ParameterError(parameter, f"{given[:64]!r} is no span; valid are such as '7d', '24h', '30m', '4w'")
-        span = timedelta(**{_UNITS[found[2]]: int(found[1])})
-        return TimeRange(now - min(span, now - _EARLIEST), now, timezone)
+        return TimeRange(now - min(span(given, parameter), now - _EARLIEST), now, timezone)
     if not isinstance(given, dict) or not isinstance(given.get("start"), str):
         raise ParameterError(parameter, 'must be a span such as "7d" or an object {"start", "end"} of times')
     for key in given:
@@ -44,3 +41,11 @@ def time_range(given: Any, timezone: str, now: datetime, parameter: str = "timeR
     if stop <= start:
         raise ParameterError(f"{parameter}.end", f"{stop.isoformat()} is not after {start.isoformat()}")
     return TimeRange(start, stop, timezone)
+
+
+def span(given: str, parameter: str) -> timedelta:
+    """How long "7d", "24h", "30m" or "4w" is. :raises ParameterError: for anything else."""
+    found = _SPAN.fullmatch(given.strip())
+    if not found:
+        raise ParameterError(parameter, f"{given[:64]!r} is no span; valid are such as '7d', '24h', '30m', '4w'")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})

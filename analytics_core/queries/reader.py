@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -13,28 +12,24 @@ from typing import Any, Final, Protocol
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import Struct
 
 from analytics_core.errors import ClashError, ParameterError, QueryError, RequestError, StoppingError, TrimmedError
-from analytics_core.events import SCHEMA, micros
+from analytics_core.events import SCHEMA
 from analytics_core.log.segments import SegmentReader
-from analytics_core.metrics.filters import Field, Filter, conjunction
-from analytics_core.queries.filters import parse_filters
-from analytics_core.queries.marks import Meant
+from analytics_core.log.tombstones import Tombstone
+from analytics_core.metrics.filters import Field, Filter
+from analytics_core.queries.cohorts import Cohort
+from analytics_core.queries.identity import Identity
+from analytics_core.queries.identity.reading import identity_of
+from analytics_core.queries.sealed import PERSON_EVENTS, connect, in_utc, join_people, narrow
 from analytics_core.queries.tail import Tail, read_tail
-from analytics_core.queries.user_order import View, view_of
+from analytics_core.queries.user_order import ROWS, View, view_of
+from analytics_core.queries.visitors import Visitors
 from analytics_core.records import Json, Series, Step, TimeRange, UserOrder
 
-_SEALED: Final = {
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "allow_community_extensions": "false",
-    "python_enable_replacements": "false",
-    "temp_directory": "",
-}
-
-
-_LATE: Final = "no answer within {:g} s; narrow the time range, add a filter, or group more coarsely"
+_STREAMED: Final = 1 << 17
 
 
 class Limits(Struct, frozen=True):
@@ -43,6 +38,11 @@ class Limits(Struct, frozen=True):
     seconds: float = 30.0
     memory: str = "1GB"
     threads: int = 2
+
+    @property
+    def late(self) -> str:
+        """What is said of a question that takes longer."""
+        return f"no answer within {self.seconds:g} s; narrow the time range, add a filter, or group more coarsely"
 
 
 class MetricSource(Protocol):
@@ -55,16 +55,20 @@ class ReaderSpec(Struct, frozen=True, kw_only=True):
     """A snapshot by reference, picklable: any process that sees the data directory can open the same one.
 
     It is valid while the reader that gave it is open, which keeps the files leased. ``files`` hold what is in the
-    range, ``others`` the rest of the tenant's events.
+    range, ``others`` the rest of the tenant's events; ``rows`` counts both. What ``erased`` names may still be in them,
+    and is not shown.
     """
 
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-    position: int
-    durable: int
+    rows: int = 0
+    position: int = 0
+    durable: int = 0
     tenant: str
     range: TimeRange
     filters: tuple[Filter, ...] = ()
+    cohort: Cohort | None = None
+    erased: tuple[Tombstone, ...] = ()
     log_directory: Path | None = None
     limits: Limits = Limits()
     metrics: MetricSource | None = None
@@ -91,21 +95,39 @@ class Reader:
     """
 
     def __init__(
-        self, spec: ReaderSpec, tail: Tail, resources: ExitStack, order: Callable[[Reader], View] = view_of
+        self,
+        spec: ReaderSpec,
+        tail: Tail,
+        resources: ExitStack,
+        order: Callable[[Reader], View] = view_of,
+        identity: Callable[[Reader], Identity] = identity_of,
     ) -> None:
         self._spec = spec
-        self._order = order
+        self._visitors = Visitors(self, order)
+        self._cohort_known = False
+        self._identity = identity
+        self._people_known = False
+        self._tail = tail.table
         self._resources = resources
         self._lock = threading.Lock()
         self._closing = False
         self._stopped = False
         self.watermark = tail.watermark
         """The log's clock at the snapshot's end; None when the log holds nothing."""
-        try:
-            self._connection = _connect(spec, tail.table)
-        except BaseException:
-            resources.close()
-            raise
+        self.beyond_events = False
+        """Whether something was read that is not in the events: later it may be another, although they are the same."""
+        self._database: duckdb.DuckDBPyConnection | None = None
+
+    @property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        """Made for the first query, under the lock: what is read in user order needs none."""
+        if self._database is None:
+            self._database = connect(self._spec, self._tail)
+        return self._database
+
+    def _interrupt(self) -> None:
+        if self._database is not None:
+            self._database.interrupt()
 
     @property
     def range(self) -> TimeRange:
@@ -120,16 +142,68 @@ class Reader:
         """One past the last log position that this snapshot holds."""
         return self._spec.durable
 
+    @property
+    def stored(self) -> int:
+        """The first log position that is not in the lake."""
+        return self._spec.position
+
+    @property
+    def rows(self) -> int:
+        """How many events the tenant has, whatever the range and the filters."""
+        if self._spec.erased:  # some of those in the files are not shown
+            return int(self.ever("SELECT count(*) AS n FROM ever", {})["n"][0].as_py())
+        return self._spec.rows + len(self._tail)
+
+    @property
+    def patience(self) -> float:
+        """How many seconds a question may take."""
+        return self._spec.limits.seconds
+
+    def tail(self, position: int) -> pa.Table:
+        """The columns of `user_order.ROWS` from ``position`` on, which is not before `stored`."""
+        if self._spec.erased:
+            return self.ever(f"{ROWS} WHERE seq >= $position", {"position": position})
+        rows = self._tail.filter(pc.greater_equal(self._tail.column("seq"), position))
+        place = pc.bit_wise_or(pc.shift_left(rows.column("partition").cast(pa.int64()), 48), rows.column("seq"))
+        return rows.select(["name", "user_id", "anonymous_id", "session_id", "timestamp"]).append_column("place", place)
+
+    def recent(self, position: int) -> pa.Table:
+        """All columns from ``position`` on, which is not before `stored`, in the order of the log. What an erasure has
+        taken meanwhile is still there: `rows` does not count it."""
+        return self._tail.filter(pc.greater_equal(self._tail.column("seq"), position))
+
+    def stream(self, query: str, parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
+        """As `ever`, a batch at a time and without a limit of time: for what is done once for all questions."""
+        with self._lock:
+            self.check_open()
+            rows = self._connection.sql(query, params=dict(parameters)).to_arrow_reader(_STREAMED)
+            for batch in rows:
+                self.check_open()
+                yield batch
+
     def to_spec(self) -> ReaderSpec:
         return self._spec
 
     def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
         """Run one SELECT over the view ``events``; ``$name`` parameters are bound. Times come back in UTC.
 
+        The view ``person_events`` has one column more, ``person``: the user id that stands for whose event it is, or
+        the anonymous id of somebody unknown; null for nobody. It costs a join, and nothing where it is not named.
+
         :raises QueryError: for anything but one SELECT, an error of DuckDB, and a query over its time or memory.
         :raises StoppingError: when the host stops.
         """
+        self._know_cohort()
+        if PERSON_EVENTS in query.lower():
+            self._know_people()
         return self._run(query, parameters or {}, guest=True)
+
+    def _know_people(self) -> None:
+        if not self._people_known:
+            people = self._identity(self).people()
+            with self._lock, self._guarded():
+                join_people(self._connection, people)
+            self._people_known = True
 
     def ever(self, query: str, parameters: Mapping[str, Any]) -> pa.Table:
         """One SELECT of the host's own over the view ``ever``: all events of the tenant, whatever the range and the
@@ -138,13 +212,12 @@ class Reader:
 
     def _run(self, query: str, parameters: Mapping[str, Any], *, guest: bool) -> pa.Table:
         with self._lock, self._guarded():
-            self._check_open()
             if guest:
                 statements = self._connection.extract_statements(query)
                 if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
                     raise QueryError("only one SELECT statement can be run")
             found = self._connection.sql(query, params=dict(parameters)).to_arrow_table()
-        return _in_utc(found)
+        return in_utc(found)
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Columns of the events ordered by ``timestamp, partition, seq``.
@@ -186,28 +259,16 @@ class Reader:
         since: datetime | None = None,
     ) -> list[Step]:
         """`EventReader.in_user_order`. :raises ParameterError: for a mark or a value that is none."""
-        asked = {mark: parse_filters(given, mark) for mark, given in marks.items()}
-        view = self._order(self)
-        low = self.range.start if since is None else min(since, self.range.start)
-        meant = Meant(
-            self,
-            view.names,
-            self._spec.filters,
-            asked,
-            values,
-            micros(low),
-            micros(self.range.end),
-            marked_only=marked_only,
-        )
-        limits = self._spec.limits
-        until = time.monotonic() + limits.seconds
+        return self._visitors.fold(step, marks, values, since, marked_only=marked_only)
 
-        def go_on() -> None:
-            self._check_open()
-            if time.monotonic() > until:
-                raise QueryError(_LATE.format(limits.seconds))
-
-        return view.fold(step, meant, None, limits.threads, go_on)
+    def _know_cohort(self) -> None:
+        """Narrow the view ``events`` to the cohort before it is asked."""
+        if self._spec.cohort is None or self._cohort_known:
+            return
+        places = pa.table({"place": self._visitors.places()})
+        with self._lock, self._guarded():
+            narrow(self._connection, places)
+        self._cohort_known = True
 
     def has_event(self, name: str) -> bool:
         """Whether the snapshot has an event of this name."""
@@ -226,16 +287,17 @@ class Reader:
         self._stopped = True
         if self._lock.locked() and not self._closing:
             with suppress(duckdb.Error):  # closed just now
-                self._connection.interrupt()
+                self._interrupt()
         return self._lock.locked()
 
     def close(self) -> None:
         """End what runs, wait for that, and release the snapshot. May be called twice, from any thread."""
         if not self._closing:
             self._closing = True
-            self._connection.interrupt()
+            self._interrupt()
         with self._lock:
-            self._connection.close()
+            if self._database is not None:
+                self._database.close()
             self._resources.close()
 
     def __enter__(self) -> Reader:
@@ -244,7 +306,8 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """:raises StoppingError: when the host stops; :raises QueryError: when this reader is closed."""
         if self._stopped:
             raise StoppingError
         if self._closing:
@@ -253,23 +316,31 @@ class Reader:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """A time budget, and DuckDB's errors as ours."""
+        self.check_open()
         limits = self._spec.limits
-        timer = threading.Timer(limits.seconds, self._connection.interrupt)
-        timer.daemon = True
-        timer.start()
         try:
-            yield
+            with _at_most(limits.seconds, self._connection.interrupt):
+                yield
         except duckdb.InterruptException:
-            self._check_open()
-            raise QueryError(_LATE.format(limits.seconds)) from None
+            self.check_open()
+            raise QueryError(limits.late) from None
         except duckdb.OutOfMemoryException:
             raise QueryError(
                 f"the query needs more than {limits.memory}; narrow the time range, add a filter, or select less"
             ) from None
         except duckdb.Error as error:
             raise QueryError(str(error)) from error
-        finally:
-            timer.cancel()
+
+
+@contextmanager
+def _at_most(seconds: float, interrupt: Callable[[], None]) -> Iterator[None]:
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _column(name: str) -> Field:
@@ -279,56 +350,3 @@ def _column(name: str) -> Field:
         return Field.of(name, "columns")
     except ParameterError as error:
         raise QueryError(str(error)) from None
-
-
-def _connect(spec: ReaderSpec, tail: pa.Table) -> duckdb.DuckDBPyConnection:
-    """In memory, with the view ``events``, then sealed: no file but the leased ones, no extension, no setting."""
-    config = {**_SEALED, "threads": spec.limits.threads, "memory_limit": spec.limits.memory}
-    connection = duckdb.connect(":memory:", config=config)
-    try:
-        connection.execute("SET enable_progress_bar = false")
-        connection.execute("SET TimeZone = $1", [spec.range.timezone])
-        connection.execute("SET allowed_paths = $1", [[*spec.files, *spec.others]])
-        connection.execute("SET enable_external_access = false")
-        connection.register("log_tail", tail)
-        for view in _views(spec, connection):
-            connection.execute(view)
-        connection.execute("SET lock_configuration = true")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _views(spec: ReaderSpec, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
-    """The SQL of the views. A view takes no parameters, so each value is a variable of the connection."""
-    number = 0
-
-    def bind(value: Any) -> str:
-        nonlocal number
-        number += 1
-        connection.execute(f"SET VARIABLE v{number} = $1", [value])
-        return f"getvariable('v{number}')"
-
-    def source(files: Sequence[str]) -> str:
-        """All events of the tenant in ``files`` and in the tail."""
-        rows = [f"SELECT {columns} FROM log_tail"]
-        if files:
-            stored = f"read_parquet({bind(list(files))}, hive_partitioning = false, union_by_name = false)"
-            rows.append(f"SELECT {columns} FROM {stored}")
-        return f"SELECT {columns} FROM ({' UNION ALL '.join(rows)}) WHERE tenant = {bind(spec.tenant)}"
-
-    columns = ", ".join(SCHEMA.names)
-    yield (
-        f"CREATE VIEW events AS {source(spec.files)} AND timestamp >= {bind(spec.range.start)} "
-        f"AND timestamp < {bind(spec.range.end)} AND {conjunction(spec.filters, bind)}"
-    )
-    yield f"CREATE VIEW ever AS {source([*spec.files, *spec.others])}"
-
-
-def _in_utc(table: pa.Table) -> pa.Table:
-    fields = [
-        pa.field(f.name, pa.timestamp("us", "UTC")) if pa.types.is_timestamp(f.type) and f.type.tz else f
-        for f in table.schema
-    ]
-    return table.cast(pa.schema(fields))

@@ -95,6 +95,7 @@ class MetricQueries:
         metric = self._look_up(reader.tenant, name)
         if isinstance(metric, Definition):
             return _series_over_events(reader, metric, interval)
+        reader.beyond_events = True
         spans = _spans(reader, interval)
         return _series(name, spans, self._from_points(reader.tenant, metric, spans, ())[0])
 

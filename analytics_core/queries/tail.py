@@ -94,6 +94,11 @@ class TailCache:
         kept = [_between(chunk, position, durable) for chunk in held]
         return Tail(pa.Table.from_batches([chunk for chunk in kept if chunk.num_rows], schema=SCHEMA), watermark)
 
+    def forget(self) -> None:
+        """Drop all copies; the next question reads the log anew."""
+        with self._lock:
+            self._forget(0)
+
     def _forget(self, position: int) -> None:
         self._start = self._end = position
         self._chunks = {}

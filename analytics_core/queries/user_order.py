@@ -13,13 +13,14 @@ import pyarrow as pa
 from msgspec import Struct
 
 from analytics_core.lake.user_order import EMPTY, I64, U64, Mask, Run, cuts, joined, keys_of, ordered
-from analytics_core.queries.marks import PLACE, Meant, Rows
+from analytics_core.queries.marks import PLACE, Columns, Meant, Rows, no_columns
 from analytics_core.records import UserOrder
 
 Step = TypeVar("Step")
 PART: Final = 1 << 19
 """Events of one part: some megabytes a column, so that what is made of them stays in the processor's cache."""
-_ROWS: Final = f"SELECT {PLACE} AS place, name, user_id, anonymous_id, session_id, timestamp FROM ever"
+ROWS: Final = f"SELECT {PLACE} AS place, name, user_id, anonymous_id, session_id, timestamp FROM ever"
+"""SQL: the columns of which `run_of` makes a run."""
 
 
 class Level(Struct, frozen=True, eq=False):
@@ -43,10 +44,11 @@ class Level(Struct, frozen=True, eq=False):
 
 class View(Struct, frozen=True, eq=False):
     """All events of a tenant below some position of the log. Each of ``levels`` is later in the log than those before;
-    ``names`` are the words of the codes."""
+    ``names`` are the words of the codes, ``columns`` gives values by log position."""
 
     levels: Sequence[Level]
     names: Sequence[str]
+    columns: Columns = no_columns
 
     def parts(self) -> list[tuple[int, int]]:
         """``(low, high)``: the keys of each part, which cover all."""
@@ -153,5 +155,5 @@ def run_of(table: pa.Table, names: Words) -> Run:
 def view_of(rows: Rows) -> View:
     """All that ``rows`` hold, read and sorted now."""
     names = Words()
-    run = run_of(rows.ever(_ROWS, {}), names)
+    run = run_of(rows.ever(ROWS, {}), names)
     return View((Level(run),), names.words)

@@ -45,6 +45,7 @@ class SqliteState:
             try:
                 self._writer.execute("PRAGMA journal_mode = WAL")
                 self._writer.execute("PRAGMA synchronous = FULL")
+                self._writer.execute("PRAGMA secure_delete = ON")  # what is erased is in no free page either
                 self._writer.execute("PRAGMA journal_size_limit = 67108864")
                 self._create()
             except BaseException:
@@ -185,8 +186,8 @@ class SqliteState:
         return self._path
 
     @contextmanager
-    def transaction(self, doing: str, *, beside: Path) -> Iterator[sqlite3.Connection]:
-        """A transaction of our one writer, in which the tables of the file ``beside`` are called ``side``.
+    def transaction(self, doing: str, *, beside: Path | None = None) -> Iterator[sqlite3.Connection]:
+        """A transaction of our one writer, in which the tables of the file ``beside``, if any, are called ``side``.
 
         :raises StorageError: naming what was ``doing``; nothing has changed.
         """

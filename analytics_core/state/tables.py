@@ -180,8 +180,13 @@ def forget(connection: sqlite3.Connection, default: int | None, by_tenant: Mappi
                     f"DELETE FROM {table} WHERE tenant = ? AND updated_at < ?", (tenant, before)
                 ).rowcount
     if rows:
-        connection.execute(
-            "DELETE FROM catalogue WHERE NOT EXISTS (SELECT 1 FROM points WHERE points.tenant = catalogue.tenant "
-            "AND points.name = catalogue.name AND points.lane = catalogue.lane AND points.kind = catalogue.kind)"
-        )
+        drop_unused_names(connection)
     return rows
+
+
+def drop_unused_names(connection: sqlite3.Connection) -> None:
+    """Of metrics that have no points any more."""
+    connection.execute(
+        "DELETE FROM catalogue WHERE NOT EXISTS (SELECT 1 FROM points WHERE points.tenant = catalogue.tenant "
+        "AND points.name = catalogue.name AND points.lane = catalogue.lane AND points.kind = catalogue.kind)"
+    )

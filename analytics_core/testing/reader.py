@@ -11,6 +11,8 @@ import pyarrow as pa
 from analytics_core.errors import QueryError, near
 from analytics_core.events import SCHEMA, EventBatch, micros, moment
 from analytics_core.metrics.buckets import buckets
+from analytics_core.metrics.filters import Filter
+from analytics_core.queries.cohorts import Cohort
 from analytics_core.queries.reader import Reader, ReaderSpec
 from analytics_core.queries.tail import Tail
 from analytics_core.records import Series, TimeRange
@@ -21,7 +23,8 @@ class MemoryReader(Reader):
     """The `EventReader` of the host over batches in memory: real SQL, real types. Use it as a context manager.
 
     ``range`` defaults to the whole days of ``timezone`` that hold events. ``metrics`` are the series that `metric`
-    knows by name beside the counts of events.
+    knows by name beside the counts of events; ``filters`` and ``cohort`` are as `queries.filters` and `queries.cohorts`
+    read them.
     """
 
     def __init__(
@@ -30,13 +33,20 @@ class MemoryReader(Reader):
         range: TimeRange | None = None,  # noqa: A002
         *,
         timezone: str = "UTC",
+        filters: Sequence[Filter] = (),
+        cohort: Cohort | None = None,
         metrics: Mapping[str, Series] | None = None,
     ) -> None:
         table = pa.Table.from_batches([each.record_batch for each in batches], SCHEMA).unify_dictionaries()
         asked = range or _whole_days(table, timezone)
         tenant = batches[0].tenant if batches else "default"
         spec = ReaderSpec(
-            files=(), position=0, durable=len(table), tenant=tenant, range=asked, metrics=_Known(dict(metrics or {}))
+            durable=len(table),
+            tenant=tenant,
+            range=asked,
+            filters=tuple(filters),
+            cohort=cohort,
+            metrics=_Known(dict(metrics or {})),
         )
         super().__init__(spec, Tail(table, batches[-1].watermark if batches else None), ExitStack())
 

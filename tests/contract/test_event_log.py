@@ -12,6 +12,7 @@ import pytest
 
 from analytics_core.errors import TrimmedError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA, EventBatch
+from analytics_core.events.owners import Owners
 from analytics_core.log import EventLog, LogReader
 from analytics_core.log.segments import SegmentLog, SegmentReader
 
@@ -260,3 +261,90 @@ def test_a_reader_of_the_directory_sees_the_same(log: EventLog) -> None:
         assert reader.first == first
         with pytest.raises(TrimmedError):
             reader.read(0)
+
+
+# --- erasure
+
+
+def ids(batches: list[EventBatch]) -> list[str | None]:
+    return [user for batch in batches for user in batch.column("user_id").to_pylist()]
+
+
+def tombstones(batches: list[EventBatch]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(batch.tenant, batch.erased) for batch in batches if batch.erased]
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 6, 7, 12, 13])
+def test_what_is_erased_is_read_no_more_and_nothing_else_is_missing(log: EventLog, start: int) -> None:
+    log.append([events(6), events(6, "other")], NOW)
+    assert (
+        log.erase(
+            "acme",
+            Owners(
+                (
+                    "u1",
+                    "nobody",
+                )
+            ),
+            "k",
+        )
+        == 12
+    )
+    assert log.append([events(6)], NOW) == [13]
+    found = read_all(log, start)
+    gone = {1}
+    assert seqs(found) == [seq for seq in [*range(12), *range(13, 19)] if seq >= start and seq not in gone]
+    assert tombstones(found) == ([("acme", ("u1", "nobody"))] if start <= 12 else [])
+    assert all(not len(batch) for batch in found if batch.erased)
+    assert log.durable == 19
+
+
+def test_anonymous_ids_are_erased_too_and_a_batch_may_lose_all_its_events(log: EventLog) -> None:
+    sent = events(3).set_column(
+        UNPLACED_SCHEMA.get_field_index("anonymous_id"), "anonymous_id", pa.array(["v", "w", "v"])
+    )
+    log.append([sent], NOW)
+    log.erase("acme", Owners(("v",)), "k1")
+    assert seqs(read_all(log)) == [1]
+    log.erase("acme", Owners(("w",)), "k2")
+    assert seqs(read_all(log)) == []
+    assert [len(batch) for batch in read_all(log)] == [0, 0, 0]
+
+
+def test_an_erasure_holds_after_a_restart_and_for_readers_of_other_processes(reopen: Open, tmp_path: Path) -> None:
+    log = reopen()
+    log.append([events(6)], NOW)
+    with SegmentReader(tmp_path / "p0") as other:
+        assert "u1" in ids(read_all(other))
+        log.erase("acme", Owners(("u1",)), "k")
+        assert "u1" not in ids(read_all(other))
+    again = reopen()
+    assert "u1" not in ids(read_all(again))
+    assert tombstones(read_all(again)) == [("acme", ("u1",))]
+
+
+def test_all_up_to_a_tombstone_can_be_trimmed_as_soon_as_something_follows(log: EventLog) -> None:
+    log.append([events(6)], NOW)
+    position = log.erase("acme", Owners(("u1",)), "k")
+    assert log.trim(log.durable) == position, "what is written last is never trimmed"
+    log.append([], NOW)
+    assert log.trim(log.durable) == position + 1
+
+
+def test_the_clock_of_a_tombstone_is_the_logs(log: EventLog) -> None:
+    log.append([events(1)], NOW + timedelta(seconds=5))
+    log.erase("acme", Owners(("x",)), "k")
+    assert [batch.watermark for batch in read_all(log)] == [NOW + timedelta(seconds=5)] * 2
+
+
+def test_an_erasure_beside_a_writer_loses_nothing(log: EventLog) -> None:
+    writer = threading.Thread(target=lambda: [log.append([events(4)], NOW) for _ in range(60)])
+    writer.start()
+    positions = [log.erase("acme", Owners(("u1",)), f"k{i}") for i in range(10)]
+    writer.join()
+    found = read_all(log)
+    last = positions[-1]
+    assert log.durable == 60 * 4 + 10
+    kept = [(seq, user) for b in found for seq, user in zip(seqs([b]), ids([b]), strict=True)]
+    assert all(user != "u1" or seq > last for seq, user in kept)
+    assert sum(user == "u2" for _, user in kept) == 60

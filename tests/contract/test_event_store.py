@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from analytics_core.errors import RetentionHeldError
 from analytics_core.events import SCHEMA, micros
+from analytics_core.events.owners import Owners
 from analytics_core.lake import EventStore, RetentionPolicy
 from analytics_core.lake.delta import DeltaStore
 
@@ -441,3 +442,89 @@ def test_a_window_of_history_is_bounded_in_bytes(store: EventStore) -> None:
     (first, *_), after = store.read(0, 5000, 1)
     assert 0 < after < 4000
     assert first.column("seq").to_pylist() == list(range(after))
+
+
+# --- erasure
+
+
+def erased_from(rows: pa.Table, asked: Sequence[str], below: int, linked: Sequence[str] = ()) -> list[int]:
+    """The positions that are left, one row at a time."""
+
+    def theirs(user: str | None, visitor: str) -> bool:
+        if user in asked or visitor in asked or user in linked:
+            return True
+        return user is None and visitor in linked
+
+    columns = (rows.column(name).to_pylist() for name in ("seq", "user_id", "anonymous_id"))
+    return [seq for seq, user, visitor in zip(*columns, strict=True) if seq >= below or not theirs(user, visitor)]
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    days=st.lists(st.integers(0, 3), min_size=1, max_size=25),
+    cut=st.integers(0, 25),
+    ids=st.lists(st.sampled_from(["u0", "u1", "ä0", "ä7", "nobody"]), min_size=1, max_size=2),
+    linked=st.lists(st.sampled_from(["u2", "ä5", "ä8", "nobody else"]), max_size=3),
+    below=st.integers(0, 26),
+    compacted=st.booleans(),
+)
+def test_an_erasure_takes_what_carries_the_ids_below_its_position_and_nothing_else(
+    backend: Callable[[Path], EventStore],
+    days: list[int],
+    cut: int,
+    ids: list[str],
+    linked: list[str],
+    below: int,
+    compacted: bool,
+) -> None:
+    rows = events(range(len(days)), [NOON + day * DAY for day in days], NOON)
+    with TemporaryDirectory() as directory:
+        store = backend(Path(directory))
+        store.append(pa.concat_tables([rows.slice(0, cut), events([0], tenant="globex")]), max(cut, 1))
+        store.append(rows.slice(cut), len(days) + 1)
+        if compacted:
+            store.compact()
+        held, others = stored(store), stored(store, "globex")
+        swept = store.erase("acme", Owners(tuple(ids), tuple(linked)), below)
+        left = [seq for seq in erased_from(rows, ids, below, linked) if seq in held]
+        assert (stored(store), stored(store, "globex")) == (left, others)
+        assert (swept.events, swept.leased) == (len(held) - len(left), 0)
+        assert store.erase("acme", Owners(tuple(ids), tuple(linked)), below).events == 0
+        position = store.position
+        store.close()
+        again = backend(Path(directory))
+        assert (stored(again), again.position) == (left, position)
+        again.close()
+
+
+def test_what_was_erased_is_on_no_disk_once_nobody_reads_it(tmp_path: Path) -> None:
+    store = DeltaStore(tmp_path / "events", young_seconds=3600)
+    store.append(events(range(9)), 9)
+    store.compact()  # the files that it has replaced are young
+    with store.lease("acme") as old:
+        swept = store.erase("acme", Owners(("u1",)), 9)
+        assert (swept.files, swept.leased) == (1, 1)
+        assert len(read(old.files)) == 9, "a question that has begun goes on"
+    assert store.erase("acme", Owners(("u1",)), 9).deleted == 1
+    left = list(tmp_path.rglob("*.parquet"))
+    assert sorted(read([str(path) for path in left]).column("seq").to_pylist()) == stored(store)
+    store.close()
+
+
+def test_an_erasure_loses_no_append_and_no_compaction_undoes_it(store: EventStore) -> None:
+    store.append(events(range(30)), 30)
+    done = threading.Event()
+
+    def append() -> None:
+        for at in range(30, 42, 3):
+            store.append(events(range(at, at + 3)), at + 3)
+            store.compact()
+        done.set()
+
+    writer = threading.Thread(target=append)
+    writer.start()
+    while not done.is_set():
+        store.erase("acme", Owners(("u1",)), 30)
+    writer.join()
+    store.erase("acme", Owners(("u1",)), 30)
+    assert stored(store) == erased_from(events(range(42)), ["u1"], 30)

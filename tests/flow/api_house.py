@@ -19,6 +19,7 @@ from aiohttp import web
 from analytics_core import api
 from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import ApiKey, Auth, Settings
+from analytics_core.erasure.receipts import ErasureReceipt, Found, Place
 from analytics_core.errors import HookFailedError, NotFoundError
 from analytics_core.events import Event
 from analytics_core.host.caretaker import Taken
@@ -34,6 +35,8 @@ from analytics_core.live import Live
 from analytics_core.manifest import Deployment, TenantManifest
 from analytics_core.manifest.switching import Switched
 from analytics_core.queries.declarations import Declared
+from analytics_core.queries.export_formats import Format
+from analytics_core.queries.insights import Wanted
 from analytics_core.records import Message, Outcome, Reply, Request
 from analytics_core.state.side import Difference
 
@@ -173,6 +176,13 @@ class StandIns:
             raise NotFoundError("analysis", name, ["funnel"])
         return {"analysis": name, "rows": [{"tenant": tenant}]}
 
+    async def find(self, wanted: Wanted, tenant: str, timezone: str) -> dict[str, Any]:
+        self._ask("insights", wanted, tenant, timezone)
+        found = {"insights": [{"tenant": tenant}], "recommendations": [], "analyses": []}
+        span = {"start": "2025-01-01T00:00:00+00:00", "end": "2025-01-08T00:00:00+00:00"}
+        told = {"dataSource": wanted.data_source, "timeRange": span, "analysisType": wanted.analysis_type}
+        return {**told, **found, "data_as_of": None, "watermark": None}
+
     async def submit(self, type_: str, data: dict[str, Any], tenant: str) -> str:
         self._ask("submit", type_, data, tenant)
         return f"{tenant}-1"
@@ -182,11 +192,22 @@ class StandIns:
 
     def page(self, tenant: str, **given: Any) -> dict[str, Any]:
         self._ask("page", tenant, given)
-        return {"rows": [{"event": "x", "tenant": tenant}], "next_cursor": None, "watermark": None}
+        return {"rows": [{"event": "x", "tenant": tenant}], "next_cursor": None, "watermark": None, "notes": []}
+
+    def export(self, tenant: str, *given: Any) -> StandInExport:
+        self._ask("export", tenant, *given)
+        return StandInExport(given[-1])
 
     def records(self, tenant: str, kind: str, **given: Any) -> list[dict[str, Any]]:
         self._ask("records", tenant, kind, given)
         return [{"key": "k", "tenant": tenant, "seq": 4}]
+
+    def lines(self, tenant: str, user: str) -> Iterator[bytes]:
+        self._ask("export", tenant, user)
+        if user == "nobody":
+            raise NotFoundError("user", user)
+        yield b'{"user":"%s"}\n' % user.encode()
+        yield b'{"event":"a"}\n{"event":"b"}\n'
 
     def reader(self, tenant: str) -> Any:
         table = pa.table({"n": [len(tenant)]})
@@ -203,6 +224,55 @@ class StandIns:
 
     def figures(self) -> dict[str, int | float]:
         return {"intake_accepted": 7, "dedup_reached": 5, "commit_seconds": 0.25}
+
+
+@dataclass
+class StandInExport:
+    """One event as a whole export."""
+
+    format: Format
+    rows: int = 1
+
+    def chunks(self) -> Iterator[bytes]:
+        yield b'{"event":"x"}\n'
+
+    def close(self) -> None:
+        pass
+
+
+class StandInErasures:
+    """The erasures behind the API: ``acme-1`` is one of ``acme``, and nobody has an event of ``nobody``."""
+
+    def __init__(self, behind: StandIns) -> None:
+        self._behind = behind
+
+    def look(self, tenant: str, ids: Sequence[str]) -> Found:
+        self._behind._ask("look", tenant, ids)
+        return Found(ids, 0 if "nobody" in ids else 3)
+
+    def begin(self, tenant: str, ids: Sequence[str], by: str) -> ErasureReceipt:
+        self._behind._ask("erase", tenant, ids, by)
+        return msgspec.structs.replace(self.view("acme", "acme-1"), events=self.look(tenant, ids).events)
+
+    def view(self, tenant: str, id_: str) -> ErasureReceipt:
+        if (tenant, id_) != ("acme", "acme-1"):
+            raise NotFoundError("erasure", id_)
+        at = datetime(2025, 1, 1, tzinfo=UTC)
+        places = [Place(place="lake")]
+        return ErasureReceipt(
+            id="acme-1",
+            tenant=tenant,
+            state="running",
+            ids=["ff"],
+            by="x",
+            asked_at=at,
+            position=4,
+            events=3,
+            places=places,
+        )
+
+    def all(self, tenant: str) -> list[ErasureReceipt]:
+        return [self.view(tenant, "acme-1")] if tenant == "acme" else []
 
 
 class StandInReplays:
@@ -291,7 +361,7 @@ class House:
         headers = {**({"X-API-Key": key} if key else {}), **given.pop("headers", {})}
         async with self.http.request(method, self.url + path, headers=headers, **given) as response:
             raw = await response.read()
-            body = msgspec.json.decode(raw) if "json" in response.content_type else raw
+            body = msgspec.json.decode(raw) if response.content_type.endswith(("/json", "+json")) else raw
             return SimpleNamespace(status=response.status, headers=response.headers, body=body)
 
 
@@ -301,6 +371,7 @@ async def opened(
     *,
     read_buffer: int | None = None,
     caretaker: Callable[[StandIns], Any] = lambda behind: behind,
+    merging: Any = None,
 ) -> AsyncIterator[House]:
     """``read_buffer`` makes the server's socket buffers small, so that a client that does not read is noticed."""
     behind, bus = StandIns(), MemoryBus(asyncio.get_running_loop())
@@ -316,11 +387,15 @@ async def opened(
         lanes=behind.lanes,
         history=behind,
         analyses=behind,
+        insights=behind,
+        merging=merging,
         submissions=behind,
         state=behind,
         live=live,
         live_metrics=behind,
         maintenance=behind,
+        erasures=StandInErasures(behind),
+        user_exports=behind,
         figures=behind.figures,
         started_at=datetime.now(UTC),
     )

@@ -29,6 +29,7 @@ Hook = Literal[
     "import_state",
     "process",
     "export_state",
+    "erase",  # of users, at a tombstone
     "enrich",  # with on_failure: pass
     "guard",  # enrich with on_failure: reject
     "insight",
@@ -60,7 +61,7 @@ WORDS: Final = {
 
 START: Final[tuple[Hook, ...]] = ("import", "init", "setup", "import_state")
 CALLS: Final[tuple[Hook, ...]] = ("enrich", "guard", "insight", "ingest", "reply")
-NOT_CALLED_YET: Final = frozenset({"erase", "alert", "deliver", "train", "score"})
+NOT_CALLED_YET: Final = frozenset({"alert", "deliver", "train", "score"})
 """Hooks that are specified and that the host calls nowhere. Whoever makes it call one owes the matrix a row of it."""
 
 TELLING: Final = frozenset(
@@ -89,6 +90,7 @@ _REFUSES: Final[_Row] = {
     "import_state": ("start_error",        "start_error"),
     "process":      ("retried",            "retried"),
     "export_state": ("retried",            "retried"),
+    "erase":        ("retried",            "retried"),
     "enrich":       ("passed_over",        "passed_over"),
     "guard":        ("rejected",           "rejected"),
     "insight":      ("failed",             "failed"),
@@ -105,6 +107,7 @@ _STICKS: Final[_Row] = {
     "import_state": ("abandoned",          "restarted"),
     "process":      ("abandoned",          "restarted"),
     "export_state": ("abandoned",          "restarted"),
+    "erase":        ("abandoned",          "restarted"),
     "enrich":       ("passed_over",        "passed_over"),
     "guard":        ("rejected",           "rejected"),
     "insight":      ("timed_out",          "timed_out"),
@@ -121,6 +124,7 @@ _CRASHES: Final[_Row] = {
     "import_state": ("gone named",         "restarted"),
     "process":      ("gone named",         "restarted"),
     "export_state": ("gone named",         "restarted"),
+    "erase":        ("gone named",         "restarted"),
     "enrich":       ("gone named",         "passed_over restarted"),
     "guard":        ("gone named",         "rejected restarted"),
     "insight":      ("gone named",         "died restarted"),
@@ -145,6 +149,7 @@ MATRIX: Final[dict[Fault, _Row]] = {
         "import_state": ("unseen",             "restarted"),
         "process":      ("unseen",             "restarted"),
         "export_state": ("unseen",             "restarted"),
+        "erase":        ("unseen",             "restarted"),
         "enrich":       ("unseen",             "passed_over restarted"),
         "guard":        ("unseen",             "rejected restarted"),
         "insight":      ("unseen",             "died restarted"),
@@ -159,6 +164,7 @@ MATRIX: Final[dict[Fault, _Row]] = {
         "import_state": ("stalled",            "restarted"),
         "process":      ("stalled moved",      "restarted"),
         "export_state": ("stalled",            "restarted"),
+        "erase":        ("stalled",            "restarted"),
         "enrich":       ("stalled",            "passed_over restarted"),
         "guard":        ("stalled",            "rejected restarted"),
         "insight":      ("stalled moved",      "timed_out restarted"),
@@ -173,6 +179,7 @@ MATRIX: Final[dict[Fault, _Row]] = {
         "import_state": ("survivor",           "unseen"),
         "process":      ("survivor",           "unseen"),
         "export_state": ("survivor",           "unseen"),
+        "erase":        ("survivor",           "unseen"),
         "enrich":       ("survivor",           "unseen"),
         "guard":        ("survivor",           "unseen"),
         "insight":      ("survivor",           "unseen"),

@@ -83,6 +83,11 @@ def _acknowledged(house: House) -> Path:
     return house.site.parent / "acknowledged"
 
 
+def _stored(house: House) -> int:
+    """How many events are in the log."""
+    return house.log.durable - len(house.log.tombstones.current())
+
+
 def _journal(house: House) -> Journal:
     return Journal(house.data / "starts.json")
 
@@ -108,6 +113,8 @@ async def _goes(folder: Path, fault: Fault, hook: Hook) -> None:
             await run.call(hook)
         elif hook == "teardown":
             await run.reload(plugin)
+        elif hook == "erase":
+            run.erase()
         run.add(2)
         await asyncio.sleep(5)
     os._exit(_SURVIVED)
@@ -121,7 +128,7 @@ async def _comes_back(folder: Path, fault: Fault, hook: Hook, code: int) -> None
     ended = f"its host has ended with {code}" if code != _CODES[fault] else ""
     seen = Seen(words, problem=ended if run.done(hook) else "the plugin has never reached its fault")
     run.mend(hook)
-    acknowledged, run.accepted = int(_acknowledged(run.house).read_text()), run.house.log.durable
+    acknowledged, run.accepted = int(_acknowledged(run.house).read_text()), _stored(run.house)
     try:
         assert run.accepted >= acknowledged, f"of {acknowledged} acknowledged events {run.accepted} are left"
         async with running(run):

@@ -16,6 +16,7 @@ HOME: Final[dict[Hook, str]] = {
     "enrich": "passes",
     "export_state": "passes",
     "process": "passes",
+    "erase": "passes",
     "guard": "guards",
     "ingest": "guards",
     "reply": "guards",
@@ -106,6 +107,10 @@ def import_state(self, state, version):
     return fault("import_state")
 
 @hookimpl
+def erase(self, tenant, ids):
+    return fault("erase")
+
+@hookimpl
 def teardown(self):
     return fault("teardown")
 """
@@ -158,7 +163,7 @@ _DEEDS_APART: Final[dict[tuple[Fault, Isolation], str]] = {
     # most hooks then wait until the host has looked
     ("hoards", "process"): (
         "HOARD.append(b'x' * (200 << 20)) if not HOARD else None\n    until = time.monotonic() + 3\n"
-        "    while hook in {'process', 'export_state', 'enrich', 'guard', 'insight', 'ingest', 'reply'} \\\n"
+        "    while hook in {'process', 'export_state', 'erase', 'enrich', 'guard', 'insight', 'ingest', 'reply'} \\\n"
         "            and armed(hook) and time.monotonic() < until: time.sleep(0.01)"
     ),
     ("holds", "thread"): (
@@ -192,7 +197,7 @@ def pids(house: House, plugin: str) -> list[str]:
 def install(house: House, plugin: str, fault: Fault, isolation: Isolation) -> None:
     """One of the plugins of `HOME`."""
     flags(house, plugin).parent.mkdir(exist_ok=True)
-    hooks = ["setup", "process", "export_state", "import_state", "teardown"]
+    hooks = ["setup", "process", "export_state", "import_state", "erase", "teardown"]
     options: dict[str, Any] = {"isolation": isolation, "limits": _LIMITS.get((fault, isolation), {"call_seconds": 20})}
     more = {"passes": _PASSES, "guards": _GUARDS}.get(plugin, "")
     if plugin == "passes":

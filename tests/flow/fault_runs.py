@@ -13,6 +13,7 @@ from unittest import mock
 import msgspec
 
 from analytics_core.events import EventBatch, placed
+from analytics_core.events.owners import Owners
 from analytics_core.host.life.boot_guard import BootGuard
 from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.life.change import ReloadReceipt
@@ -45,6 +46,7 @@ class Run:
         self.fault = fault
         self.isolation = isolation
         self.accepted = 0
+        self.tombstones = 0
         self.host: PluginHost
         self._gaps: list[tuple[float, float]] = []
 
@@ -70,6 +72,11 @@ class Run:
     def add(self, n: int) -> None:
         self.house.add(n)
         self.accepted += n
+
+    def erase(self) -> None:
+        """A tombstone of somebody who has no event."""
+        self.house.log.erase("a", Owners(("nobody",)), "k")
+        self.tombstones += 1
 
     async def call(self, hook: Hook) -> bool:
         """Call a concurrent hook; whether it has answered as it does without a fault."""

@@ -27,7 +27,7 @@ _LOOK_SECONDS: Final = 0.03
 _TROUBLE: Final = frozenset({"load_error", "start_error", "retrying", "degraded", "quarantined", "rolled_back"})
 _ASKED_TOGETHER: Final[tuple[Hook, ...]] = ("enrich", "guard")
 _APART: Final[tuple[tuple[Hook, ...], ...]] = (
-    ("export_state", "process"),
+    ("export_state", "erase", "process"),
     ("ingest", "reply", "teardown", "insight"),
 )
 _ERRORS: Final = {
@@ -138,9 +138,11 @@ async def _start(cell: Cell) -> None:
 
 
 async def _folded(cell: Cell) -> None:
-    """``process`` and ``export_state``."""
+    """``process``, ``export_state`` and ``erase``."""
     run = cell.run
     run.arm(cell.hook)
+    if cell.hook == "erase":
+        run.erase()
     run.add(2)
     if cell.again_and_again:
         await cell.moved()
@@ -198,6 +200,7 @@ async def _retired(cell: Cell) -> None:
 _PROVOKED: dict[str, Callable[[Cell], Awaitable[None]]] = {
     "process": _folded,
     "export_state": _folded,
+    "erase": _folded,
     "teardown": _retired,
 }
 
@@ -245,7 +248,7 @@ async def _all_agree(run: Run, found: dict[Hook, Seen]) -> None:
     for hook, seen in found.items():
         try:
             await until(lambda plugin=HOME[hook]: run.exact(plugin), "the last count", 5.0)  # type: ignore[misc]
-            assert run.house.log.durable == run.accepted
+            assert run.house.log.durable == run.accepted + run.tombstones
             assert [state for state, _ in run.pushes(BESIDE)] == ["loading", "starting", "active"]
             assert view(run.host, BESIDE).errors == 0
         except AssertionError as error:

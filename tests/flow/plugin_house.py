@@ -30,6 +30,7 @@ from analytics_core.host.plugins import PluginHost
 from analytics_core.host.running import process
 from analytics_core.host.views import PluginView
 from analytics_core.lake import EventStore
+from analytics_core.lanes.fold import Backlog
 from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.manifest import Deployment
 from analytics_core.state import Message
@@ -117,6 +118,7 @@ class House:
         self.log = SegmentLog(partition_directory(self.data), segment_bytes=segment_bytes, disk_reserve_bytes=0)
         self.state = SqliteState(self.data / "state.db")
         self.store: EventStore | None = None
+        self.backlog: Backlog | None = None
         self.at = T0
         self.pushed: list[Message] = []
 
@@ -163,6 +165,7 @@ class House:
             self.state,
             bus,
             find=lambda: discover([str(self.site)]),
+            backlog=self.backlog,
             restarts=restarts,
             guard=guard,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +21,7 @@ from analytics_core.host.views import AnalysisSpec
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.log.segments import SegmentLog
 from analytics_core.queries.analyses import Analyses
+from analytics_core.queries.cache import AnswerCache, Made
 from analytics_core.queries.history import History
 from analytics_core.records import Answer, Chart, Insight, Question, Recommendation
 from analytics_core.testing import batch
@@ -36,12 +37,21 @@ class Host:
         self.question: Question | None = None
         self.reader: Any = None
         self.answer: Answer | None = None
+        self.current = 1
+        self.asked = 0
+        self.go_on = asyncio.Event()
+        self.go_on.set()
 
     def analyses(self) -> dict[str, AnalysisSpec]:
         return {"funnel": AnalysisSpec(name="funnel", plugin="web", title="Funnel", schema=SCHEMA)}
 
+    def generation(self, plugin: str) -> int:
+        return self.current
+
     async def insight(self, question: Question, reader: Any) -> Answer:
         self.question, self.reader = question, reader
+        self.asked += 1
+        await self.go_on.wait()
         table = reader.sql(
             "SELECT name, count(*) AS n, sum(seq) AS s, max(timestamp) AS last FROM events GROUP BY name"
         )
@@ -49,18 +59,29 @@ class Host:
 
 
 @pytest.fixture
-def asked(tmp_path: Path) -> Iterator[tuple[Host, Analyses]]:
-    log = SegmentLog(tmp_path / "p0", disk_reserve_bytes=0)
+def log(tmp_path: Path) -> Iterator[SegmentLog]:
+    made = SegmentLog(tmp_path / "p0", disk_reserve_bytes=0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def post(log: SegmentLog) -> Callable[..., None]:
+    def append(tenant: str, *rows: dict[str, Any]) -> None:
+        columns = batch(rows, tenant).record_batch.columns[2:]
+        log.append([pa.RecordBatch.from_arrays(columns, schema=UNPLACED_SCHEMA)], NOW)
+
+    return append
+
+
+@pytest.fixture
+def asked(tmp_path: Path, log: SegmentLog, post: Callable[..., None]) -> Iterator[tuple[Host, Analyses]]:
     store = DeltaStore(tmp_path / "lake")
     for tenant, days in (("default", [1, 2, 20]), ("acme", [3])):
-        rows = [{"event": "a", "user_id": f"u{d}", "timestamp": NOW - timedelta(days=d)} for d in days]
-        log.append(
-            [pa.RecordBatch.from_arrays(batch(rows, tenant).record_batch.columns[2:], schema=UNPLACED_SCHEMA)], NOW
-        )
+        post(tenant, *({"event": "a", "user_id": f"u{d}", "timestamp": NOW - timedelta(days=d)} for d in days))
     host = Host()
     yield host, Analyses(host, History(log, store), clock=lambda: NOW)
     store.close()
-    log.close()
 
 
 def ask(asked: tuple[Host, Analyses], tenant: str = "default", **parameters: Any) -> dict[str, Any]:
@@ -163,6 +184,7 @@ def test_rows_of_any_kind(asked: tuple[Host, Analyses]) -> None:
     assert answer["recommendations"][0]["title"] == "r"
     assert answer["chart"] is None
     asked[0].answer = Answer([{}] * 100_001)
+    asked[0].current += 1
     with pytest.raises(HookFailedError, match="100001 rows"):
         ask(asked)
 
@@ -193,6 +215,97 @@ def test_a_wrong_parameter_is_named(
 def test_the_catalogue_and_unknown_names(asked: tuple[Host, Analyses]) -> None:
     (entry,) = asked[1].catalogue("default")
     assert (entry["name"], entry["plugin"], entry["title"]) == ("funnel", "web", "Funnel")
-    assert {"timeRange", "timezone", "filters", "steps", "window"} == set(entry["parameters"]["properties"])
+    assert {"timeRange", "timezone", "cohort", "filters", "steps", "window"} == set(entry["parameters"]["properties"])
     with pytest.raises(NotFoundError, match="did you mean 'funnel'"):
         asyncio.run(asked[1].ask("funel", {}, "default"))
+
+
+def test_a_question_is_answered_once_until_something_changes(
+    asked: tuple[Host, Analyses], post: Callable[..., None]
+) -> None:
+    host, _ = asked
+    first = ask(asked)
+    assert ask(asked) == first
+    assert host.asked == 1
+    post("acme", {"event": "a", "user_id": "somebody", "timestamp": NOW - timedelta(days=1)})
+    assert ask(asked)["data"] == first["data"]
+    assert host.asked == 1  # another tenant's event changes nothing
+    post("default", {"event": "a", "user_id": "somebody", "timestamp": NOW - timedelta(days=1)})
+    assert ask(asked)["data"][0]["n"] == first["data"][0]["n"] + 1
+    assert host.asked == 2
+
+
+@pytest.mark.parametrize(
+    "other", [{"timeRange": "6d"}, {"timezone": "Asia/Kolkata"}, {"filters": {"userId": "u1"}}, {"window": 61}]
+)
+def test_another_question_is_another_answer(asked: tuple[Host, Analyses], other: dict[str, Any]) -> None:
+    ask(asked)
+    ask(asked, **other)
+    assert asked[0].asked == 2
+
+
+def test_a_new_generation_answers_anew(asked: tuple[Host, Analyses]) -> None:
+    ask(asked)
+    asked[0].current += 1
+    ask(asked)
+    assert asked[0].asked == 2
+
+
+def test_who_asks_the_same_at_a_time_gets_one_answer(asked: tuple[Host, Analyses]) -> None:
+    host, analyses = asked
+
+    async def together() -> list[Any]:
+        host.go_on = asyncio.Event()
+        waiting = [asyncio.ensure_future(analyses.ask("funnel", {}, "default")) for _ in range(5)]
+        while not host.asked:
+            await asyncio.sleep(0.001)
+        waiting[0].cancel()
+        host.go_on.set()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    gone, *answers = asyncio.run(together())
+    assert isinstance(gone, asyncio.CancelledError)
+    assert host.asked == 1
+    assert all(answer == answers[0] for answer in answers)
+
+
+def test_a_failure_is_asked_again(asked: tuple[Host, Analyses]) -> None:
+    asked[0].answer = Answer([{}] * 100_001)
+    for _ in range(2):
+        with pytest.raises(HookFailedError):
+            ask(asked)
+    assert asked[0].asked == 2
+
+
+def test_the_least_used_answers_go_first() -> None:
+    made: list[int] = []
+
+    async def fill() -> None:
+        cache = AnswerCache(entries=2)
+        for key in (1, 2, 1, 3, 1, 2):
+
+            async def make(key: int = key) -> Made:
+                made.append(key)
+                return Made({"columns": [], "data": []}, True)
+
+            await cache.get(key, make)
+
+    asyncio.run(fill())
+    assert made == [1, 2, 3, 2]
+
+
+def test_what_lasts_not_and_what_is_too_large_is_not_kept() -> None:
+    made: list[str] = []
+
+    async def fill() -> None:
+        cache = AnswerCache(cells=40)
+        for key, rows, lasting in [("lasting", 1, True), ("large", 100, True), ("passing", 1, False)] * 2:
+
+            async def make(key: str = key, rows: int = rows, lasting: bool = lasting) -> Made:
+                made.append(key)
+                return Made({"columns": ["a"], "data": [{}] * rows}, lasting)
+
+            await cache.get(key, make)
+
+    asyncio.run(fill())
+    assert made == ["lasting", "large", "passing", "large", "passing"]

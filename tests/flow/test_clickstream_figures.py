@@ -163,6 +163,35 @@ def test_engagement_per_day(stream: Stream) -> None:
         assert row["returning"] == len(today) - row["new"]
 
 
+def test_weekly_retention(stream: Stream) -> None:
+    def week(row: Row) -> date:
+        day = local_day(row)
+        return day - timedelta(days=day.weekday())
+
+    weeks = {user: [week(row) for row in rows] for user, rows in stream.by_user.items()}
+    asked = {"period": "week", "cohorts": "first-time", "kind": "on", "periods": 6, "weekStart": "monday"}
+    table = [row for row in stream.ask("retention", **asked).table.to_pylist() if row["cohort"]]
+    assert sum(row["users"] for row in table if row["period"] == 0) == len(weeks)
+    assert any(row["retention"] for row in table if row["period"] > 0)
+    for row in table:
+        cohort = [own for own in weeks.values() if own[0] == row["cohort"]]
+        assert row["users"] == len(cohort)
+        assert row["returned"] == sum(row["cohort"] + timedelta(weeks=row["period"]) in own for own in cohort)
+
+
+def test_the_lifecycle_of_weeks(stream: Stream) -> None:
+    days = {user: {local_day(row) for row in rows} for user, rows in stream.by_user.items()}
+    before: set[str] = set()
+    for row in stream.ask("lifecycle", period="week", weekStart="monday").table.to_pylist():
+        begins = row["begins"]
+        now = {user for user, own in days.items() if any(0 <= (day - begins).days < 7 for day in own)}
+        new = {user for user in now if 0 <= (min(days[user]) - begins).days < 7}
+        assert (row["active"], row["new"], row["returning"]) == (len(now), len(new), len(now & before))
+        assert row["resurrecting"] == len(now - before - new)
+        assert row["dormant"] == (len(before - now) if row["complete"] else None)
+        before = now
+
+
 @pytest.mark.parametrize("where", [{}, {"properties.platform": "desktop"}], ids=["all", "desktop"])
 def test_funnel(stream: Stream, where: dict[str, str]) -> None:
     platform = where.get("properties.platform")
@@ -177,7 +206,8 @@ def test_funnel(stream: Stream, where: dict[str, str]) -> None:
     assert [row["users"] for row in table] == expected
     assert expected[-1] > 0, "a funnel that nobody finishes would show little"
     assert [row["conversion_from_start"] for row in table] == pytest.approx([n / expected[0] for n in expected])
-    lost = [a - b for a, b in pairwise(expected)]
+    lost = [a - b - row["open"] for (a, b), row in zip(pairwise(expected), table, strict=False)]
+    assert [row["dropped"] for row in table[:-1]] == lost
     worst = lost.index(max(lost))
     assert answer.insights[0].data["lost"] == lost[worst]
     assert answer.insights[0].data["from"] == FUNNEL[worst]

@@ -433,12 +433,30 @@ def test_engagement(march: ServerHouse) -> None:
     assert second["stickiness"] == 0.5
 
 
+def test_who_came_back(march: ServerHouse) -> None:
+    cohort = [row for row in ask(march, "retention", timeRange=MARCH)["data"] if row["cohort"] == "2024-03-01"]
+    assert [(row["users"], row["returned"], row["retention"]) for row in cohort] == [(2, 2, 1), (2, 1, 0.5)]
+    second = ask(march, "lifecycle", timeRange=MARCH)["data"][1]
+    assert [second[name] for name in ("new", "returning", "resurrecting", "dormant")] == [0, 1, 0, 1]
+    days = ask(march, "frequency", timeRange=MARCH, count="days")["data"]
+    assert [row["users"] for row in days] == [1, 1]
+    week = ask(march, "stickiness", timeRange=MARCH)["data"]
+    assert [row["users_at_least"] for row in week] == [2, 1, 0, 0, 0, 0, 0]
+
+
+def test_breakdown(march: ServerHouse) -> None:
+    rows = ask(march, "breakdown", timeRange=MARCH, by="event", limit=1)["data"]
+    assert [(row["kind"], row["users"]) for row in rows] == [("value", 2), ("other", 1)]
+    assert ask(march, "breakdown", timeRange=MARCH, by="event", event="no such event")["data"] == []
+
+
 def test_funnel(march: ServerHouse) -> None:
     steps = [{"event": name} for name in ("product_view", "add_to_cart", "purchase")]
     answer = ask(march, "funnel", timeRange=MARCH, steps=steps)
     assert [row["users"] for row in answer["data"]] == [2, 1, 1]
-    assert answer["data"][2]["median_seconds"] == 1200
-    assert answer["insights"][0]["data"]["from"] == "product_view"
+    assert answer["data"][2]["p50_from_start"] == 1200
+    assert [(row["dropped"], row["open"]) for row in answer["data"]] == [(1, 0), (0, 0), (0, 0)]
+    assert answer["insights"] == []  # of two visitors nothing is said
     short = ask(march, "funnel", timeRange=MARCH, steps=steps, window="15m")
     assert [row["users"] for row in short["data"]] == [2, 1, 0]
     where = [{"event": "product_view", "where": {"properties.duration": 100}}, steps[1]]
@@ -466,13 +484,22 @@ def test_forecast(server: ServerHouse) -> None:
 
 def test_the_catalogue_and_questions_that_cannot_be_answered(server: ServerHouse) -> None:
     catalogue = {entry["name"]: entry for entry in server.get("/api/v1/analyses")["analyses"]}
-    assert set(catalogue) == {"sessions", "engagement", "funnel", "latency", "forecast", "total"}
+    periodic = {"engagement", "retention", "stickiness", "frequency", "lifecycle", "breakdown"}
+    assert set(catalogue) >= periodic | {"sessions", "funnel", "latency", "forecast", "total"}
     assert catalogue["funnel"]["parameters"]["required"] == ["steps"]
     assert ask(server, "total", word="hello", timeRange=MARCH)["data"][0]["word"] == "hello"  # in another process
     for analysis, asked, status, detail in (
         ("funel", {}, 404, "did you mean 'funnel'?"),
         ("funnel", {}, 422, "steps"),
         ("funnel", {"steps": [{"event": "a"}, {"evnt": "b"}]}, 422, "evnt"),
+        ("funnel", {"steps": [{"event": "a"}] * 21}, 422, "at most 20 items"),
+        (
+            "funnel",
+            {"steps": [{"event": "a"}] * 2, "window": "0d"},
+            422,
+            "window: '0d' is not valid; valid are such as",
+        ),
+        ("funnel", {"steps": [{"event": "a", "where": {"plan": 1}}] * 2}, 422, "did you mean 'properties.plan'?"),
         ("sessions", {"timeRange": "soon"}, 422, "valid are such as '7d'"),
         ("sessions", {"filters": {"colour": 1}}, 422, "properties.colour"),
     ):
@@ -528,7 +555,7 @@ def test_submit_result_and_query(server: ServerHouse) -> None:
         filters=[{"field": "properties.n", "op": ">=", "value": 3}, {"field": "userId", "value": "seeder-1"}],
         limit=1,
     )
-    assert set(spanned) == {"success", "data", "nextCursor"}
+    assert set(spanned) == {"success", "data", "nextCursor", "watermark", "notes"}
     assert spanned["data"][0]["timestamp"] == "2025-06-01T13:01:00+00:00"
     assert spanned["nextCursor"]
 

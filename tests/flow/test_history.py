@@ -18,52 +18,13 @@ import pytest
 from analytics_core.errors import ParameterError, QueryError, StoppingError, TrimmedError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
 from analytics_core.lake.delta import DeltaStore
-from analytics_core.log.segments import SegmentLog
 from analytics_core.queries import tail
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.history import ALL_TIME, History
 from analytics_core.queries.reader import Limits
 from analytics_core.records import TimeRange
 from analytics_core.testing import batch
-
-NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
-
-
-class House:
-    """A real log and lake, and what the store writer does, step by step."""
-
-    def __init__(self, directory: Path) -> None:
-        self.log = SegmentLog(directory / "log" / "p0", segment_bytes=4096, disk_reserve_bytes=0)
-        self.store = DeltaStore(directory / "lake")
-        self.history = History(self.log, self.store)
-        self._numbered = 0
-
-    def post(self, *rows: dict[str, Any], tenant: str = "default") -> None:
-        named = []
-        for row in rows:
-            named.append(
-                {"event_id": f"e{self._numbered}", "timestamp": NOW + timedelta(seconds=self._numbered), **row}
-            )
-            self._numbered += 1
-        made = batch(named, tenant).record_batch
-        self.log.append([pa.RecordBatch.from_arrays(made.columns[2:], schema=UNPLACED_SCHEMA)], NOW)
-
-    def store_all(self, upto: int | None = None) -> None:
-        upto = self.log.durable if upto is None else upto
-        batches, at = [], self.store.position
-        while at < upto:
-            read, at = self.log.read(at)
-            batches += [b.record_batch for b in read if len(b)]
-        table = pa.Table.from_batches(batches, schema=SCHEMA)
-        self.store.append(table.filter(pa.compute.less(table["seq"], upto)), upto)
-
-    def ids(self, tenant: str = "default", **asked: Any) -> list[str]:
-        with self.history.reader(tenant, **asked) as reader:
-            return reader.sql("SELECT event_id FROM events ORDER BY seq")["event_id"].to_pylist()
-
-    def close(self) -> None:
-        self.store.close()
-        self.log.close()
+from tests.flow.history_house import NOW, House
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from analytics_core.errors import LogCorruptionError, LogFullError, LogLockedError, LogWriteError
+from analytics_core.errors import LogCorruptionError, LogFullError, LogLockedError, LogWriteError, StorageError
 from analytics_core.events import UNPLACED_SCHEMA, EventBatch
+from analytics_core.events.owners import Owners
 from analytics_core.log import LogReader
 from analytics_core.log.frames import HEADER_BYTES, Disk
 from analytics_core.log.segments import SegmentLog, SegmentReader
@@ -572,3 +573,73 @@ def stored_events(log: SegmentLog) -> dict[int, str]:
         for batch in batches:
             found.update(zip(batch.column("seq").to_pylist(), batch.column("event_id").to_pylist(), strict=True))
     return found
+
+
+# --- tombstones
+
+
+def erased(log: SegmentLog) -> list[tuple[int, tuple[str, ...]]]:
+    return [(tombstone.position, tombstone.owners.ids) for tombstone in log.tombstones.current()]
+
+
+def test_a_tombstone_whose_writer_died_before_it_was_in_the_file_is_found_again(setting: Setting) -> None:
+    log = setting.open()
+    log.append([events("e0")], NOW)
+    before = (log.directory / "erased").read_bytes() if (log.directory / "erased").exists() else None
+    log.erase("acme", Owners(("u",)), "k")
+    log.close()
+    assert before is None
+    (log.directory / "erased").unlink()
+    setting.unacknowledge(1)
+    log = setting.open()
+    assert (erased(log), log.durable) == ([(1, ("u",))], 2)
+    assert log.append([events("e1")], NOW) == [2]
+    assert log.segments == (0, 1, 2), "it keeps a segment of its own"
+
+
+def test_a_torn_tombstone_never_was(setting: Setting) -> None:
+    log = setting.open()
+    log.append([events("e0")], NOW)
+    log.erase("acme", Owners(("u",)), "k")
+    log.close()
+    (log.directory / "erased").unlink()
+    setting.unacknowledge(1)
+    with setting.path().open("r+b") as file:
+        file.truncate(60)
+    log = setting.open()
+    assert (erased(log), log.durable) == ([], 1)
+    assert log.append([events("e1")], NOW) == [1]
+    assert setting.ids() == ["e0", "e1"]
+
+
+@pytest.mark.parametrize("fails", ["write", "sync", "file"])
+def test_a_tombstone_that_cannot_be_made_durable_erases_nothing(
+    setting: Setting, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = setting.open()
+    log.append([events("e0")], NOW)
+    if fails == "write":
+        setting.disk.writes = [BROKEN]
+    elif fails == "sync":
+        setting.disk.syncs = [BROKEN]
+    else:
+        monkeypatch.setattr(log.tombstones, "add", lambda _: (_ for _ in ()).throw(BROKEN))
+    with pytest.raises(LogWriteError, match="input/output error"):
+        log.erase("acme", Owners(("u",)), "k")
+    monkeypatch.undo()
+    assert (erased(log), log.durable) == ([], 1)
+    assert log.append([events("e1")], NOW) == [1]
+    assert log.erase("acme", Owners(("u",)), "k") == 2
+    log.close()
+    log = setting.open()
+    assert (erased(log), setting.ids()) == ([(2, ("u",))], ["e0", "e1"])
+
+
+def test_a_damaged_file_of_tombstones_stops_the_host(setting: Setting) -> None:
+    log = setting.open()
+    log.erase("acme", Owners(("u",)), "k")
+    log.close()
+    (log.directory / "erased").write_bytes(b"[{")
+    with pytest.raises(StorageError, match=r"erased cannot be read: .*; restore it from a backup"):
+        setting.open()
+    (log.directory / "erased").unlink()

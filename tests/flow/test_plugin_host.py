@@ -18,6 +18,7 @@ from analytics_core.errors import (
     MalformedBodyError,
     NotFoundError,
     OverloadedError,
+    ParameterError,
     PluginUnavailableError,
 )
 from analytics_core.events import EventBatch, placed
@@ -272,6 +273,9 @@ def setup(self, context):
 def insight(self, question, events):
     if question.analysis == "fails":
         raise ValueError("no data")
+    if question.analysis == "refuses":
+        from analytics_core import ParameterError
+        raise ParameterError("p", "1 is not valid; valid are 2 to 20")
     if question.analysis == "slow":
         time.sleep(30)
     return Answer(events.table(["name"]), [Insight(key="k", title=self.name, description=str(question.parameters))])
@@ -305,7 +309,8 @@ def question(analysis: str) -> Question:
 
 def asked(house: House, isolation: str) -> None:
     analyses = [
-        {"name": name, "title": name.title(), "parameters": {"type": "object"}} for name in ("names", "fails", "slow")
+        {"name": name, "title": name.title(), "parameters": {"type": "object"}}
+        for name in ("names", "fails", "refuses", "slow")
     ]
     limits = {"call_seconds": 1.0}
     house.install(
@@ -331,6 +336,8 @@ def test_an_analysis_is_answered_or_fails_by_name(house: House, isolation: str) 
             assert (answer.insights[0].title, answer.insights[0].description) == ("asked", "{'p': 1}")
             with pytest.raises(HookFailedError, match="Plugin 'asked': hook 'insight' failed: ValueError: no data"):
                 await host.calls.insight(question("fails"), Spec([]))
+            with pytest.raises(ParameterError, match=r"^p: 1 is not valid; valid are 2 to 20$"):  # counts as no failure
+                await host.calls.insight(question("refuses"), Spec([]))
             with pytest.raises(HookTimeoutError, match="no answer within 1 s"):
                 await host.calls.insight(question("slow"), Spec([]))
             with pytest.raises(NotFoundError, match="did you mean 'names'"):

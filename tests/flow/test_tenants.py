@@ -92,7 +92,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHouse]:
 def acme(server: ServerHouse) -> dict[str, str]:
     """What only acme may use, a cursor and an analysis; it has stored its events, and plugins have made something of
     them. globex has one event of the same id."""
-    assert server.post([owned("acme"), {"event": "second", "userId": SECRET}], key=ACME)["accepted"] == 2
+    linked = {"event": "identify", "userId": SECRET, "anonymousId": f"visitor {SECRET}"}
+    assert server.post([owned("acme"), {"event": "second", "userId": SECRET}, linked], key=ACME)["accepted"] == 3
     assert server.post(owned("globex"), key=GLOBEX)["accepted"] == 1  # the same messageId is another event
     sessions = [{"sessionId": SECRET, "userId": SECRET, "events": [{"type": EVENT_NAME, "timestamp": "2025-01-01"}]}]
     asked = {"type": "user-behavior", "data": {"sessions": sessions}}
@@ -186,12 +187,25 @@ CASES: dict[str, Case] = {
     "get /api/v1/lanes": get("/api/v1/lanes"),
     "get /api/v1/analyses": get("/api/v1/analyses"),
     "post /api/v1/analyses/{name}": analysis,
+    "post /api/v1/insights": lambda ask, _: [ask("POST", "/api/v1/insights", {"timeRange": "1d"})],
     "post /api/analytics/submit": submit,
     "get /api/analytics/result/{id}": result,
     "post /api/analytics/query": query,
+    "get /api/v1/events": get("/api/v1/events?limit=1000"),
+    "get /api/v1/events/export": get("/api/v1/events/export?format=csv"),
+    "get /api/v1/users/{id}": get("/api/v1/users/plain"),
+    "get /api/v1/users/merges": get("/api/v1/users/merges"),
+    "post /api/v1/users/merges": lambda ask, _: [
+        ask("POST", "/api/v1/users/merges", {"from": "former", "into": "new"})
+    ],
+    "delete /api/v1/users/merges/{id}": lambda ask, _: [ask("DELETE", "/api/v1/users/merges/0")],
     "get /api/v1/stream": stream,
     "get /api/v1/retention": get("/api/v1/retention"),
     "post /api/v1/retention/confirm": lambda ask, _: [ask("POST", "/api/v1/retention/confirm", {})],
+    "post /api/v1/users/erase": lambda ask, _: [ask("POST", "/api/v1/users/erase", {"ids": ["plain"], "dryRun": True})],
+    "get /api/v1/users/erasures": get("/api/v1/users/erasures"),
+    "get /api/v1/users/erasures/{id}": get("/api/v1/users/erasures/none"),
+    "get /api/v1/users/{id}/export": get("/api/v1/users/plain/export"),
     "get /healthz": get("/healthz"),
     "get /api/analytics/health": get("/api/analytics/health"),
     "get /api/analytics/metrics": get("/api/analytics/metrics"),
@@ -203,7 +217,10 @@ SHOWS_ACME = {
     "post /api/v1/analyses/{name}",
     "get /api/analytics/result/{id}",
     "post /api/analytics/query",
+    "get /api/v1/events",
+    "get /api/v1/events/export",
     "get /api/analytics/metrics",
+    "get /api/v1/users/merges",
 }
 """Operations in whose answers acme must find its own; the others say nothing of any tenant's data."""
 
@@ -257,6 +274,9 @@ def test_what_is_acmes_is_not_there_for_globex(server: ServerHouse, acme: dict[s
         for key in (ACME, GLOBEX)
     }
     assert reached == {ACME: [1, 1], GLOBEX: [0, 0]}
+    (merge,) = server.get("/api/v1/users/merges", ACME)["merges"]
+    assert server.ask("DELETE", f"/api/v1/users/merges/{merge['id']}", key=KEYS["globex"]["operator"]).status == 404
+    assert server.ask("GET", f"/api/v1/users/{SECRET}", key=GLOBEX).status == 404
     near = server.ask("GET", f"/api/v1/metrics?metrics={EVENT_NAME[:-1]}", key=ACME)
     assert f"did you mean '{EVENT_NAME}'?" in near.body["detail"]  # suggestions are of the tenant's own names
     for key, word in ((ACME, SECRET), (GLOBEX, "plain")):

@@ -22,7 +22,7 @@ TIERS = [
     {"host"},
     {"metrics"},
     {"queries"},
-    {"intake", "live", "alerting"},
+    {"intake", "live", "alerting", "erasure"},
     {"api", "testing", "logs"},
     {"app", "importing"},
     {"cli", "demo"},

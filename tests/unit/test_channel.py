@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 
+from analytics_core.events import EventBatch
 from analytics_core.host.running.channel import Channel
-from analytics_core.host.running.wire import HEADER, LARGEST, BadFrameError, decode, frame
+from analytics_core.host.running.wire import HEADER, LARGEST, BadFrameError, decode, encode, frame
 
 LARGE = bytes(range(256)) * 20_000
 
@@ -30,6 +32,13 @@ def test_a_frame_arrives_as_it_was_sent(ends: tuple[Channel, socket.socket], bod
     number, word, raw = here.receive(10)
     sender.join()
     assert (number, word, decode(raw, type(body) if body else None)) == (70_000, "export", body)
+
+
+def test_a_tombstone_arrives_with_the_ids_that_it_names() -> None:
+    sent = EventBatch.empty("acme", datetime(2025, 1, 31, tzinfo=UTC), ("ada", "ä"))
+    arrived = decode(encode(sent), EventBatch)
+    assert (arrived.tenant, arrived.watermark, arrived.erased) == ("acme", sent.watermark, ("ada", "ä"))
+    assert not len(arrived)
 
 
 @pytest.mark.parametrize("sent", [b"", HEADER.pack(5)[:2], b"".join(frame(1, "ok", LARGE))[:100_000]])

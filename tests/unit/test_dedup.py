@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from analytics_core.errors import LogWriteError
 from analytics_core.events import UNPLACED_SCHEMA
+from analytics_core.events.owners import Owners
 from analytics_core.log.dedup import Admission, Deduplicator, Pending
 from analytics_core.log.ids import IdHasher, IdRun
 from analytics_core.log.seen import SeenFilter
@@ -662,3 +663,28 @@ Counted.TestCase.settings = settings(max_examples=15, stateful_step_count=40, de
 test_deduplication_agrees_with_a_dictionary = pytest.mark.timeout(400)(
     Counted.TestCase
 )  # every step waits for the disk
+
+
+def test_an_erased_event_is_not_taken_a_second_time(house: House) -> None:
+    house.store("a", "b")
+    columns = events(["c", "d"]).set_column(3, "user_id", pa.array(["ada", "bob"]))
+    pending = house.admit("c", "d").pending
+    assert pending is not None
+    house.dedup.commit(pending, house.log.append([columns], NOW)[0])
+    house.log.erase("acme", Owners(("ada",)), "k")
+    assert house.known("a", "c", "d", "e") == [True, True, True, False]
+    house.restart()
+    assert house.known("a", "c", "d", "e") == [True, True, True, False]
+
+
+def test_segments_before_a_tombstone_are_needed_no_longer_though_no_event_comes(house: House) -> None:
+    house.store("a", "b")
+    position = house.log.erase("acme", Owners(("ada",)), "k")
+    house.log.append([], NOW)
+    deadline = time.monotonic() + 20
+    while house.dedup.floor <= position:
+        assert time.monotonic() < deadline, f"the floor is {house.dedup.floor}"
+        time.sleep(0.002)
+    assert house.log.trim(house.dedup.floor) == position + 1
+    house.restart()
+    assert house.known("a", "b", "c") == [True, True, False]

@@ -18,14 +18,16 @@ import pytest
 from analytics_core import EventBatch, Metric, ProcessResult, Window, hookimpl
 from analytics_core.config import Lanes as Pace
 from analytics_core.errors import FencedError, HookFailedError, StorageError, TrimmedError
-from analytics_core.events import UNPLACED_SCHEMA, micros, placed
+from analytics_core.events import SCHEMA, UNPLACED_SCHEMA, micros, placed
 from analytics_core.events.columns import times_column, word
+from analytics_core.events.owners import Owners
 from analytics_core.host.code.dispatch import Instance
 from analytics_core.lanes import lane as lane_module
 from analytics_core.lanes.checkpoint import Tenants, unpack
 from analytics_core.lanes.fold import HookFold, Pulse, fold_once
 from analytics_core.lanes.lane import Lane
 from analytics_core.log.segments import SegmentLog
+from analytics_core.log.tombstones import Tombstone, woven
 from analytics_core.records import Insight, Pattern, PluginContext
 from analytics_core.state.sqlite import SqliteState
 
@@ -515,3 +517,86 @@ def test_claiming_ends_earlier_epochs(house: House) -> None:
     house.state.claim("counter")
     with pytest.raises(FencedError):
         house.state.commit(first)
+
+
+class Forgetful(Counter):
+    """Remembers the order of what it is told, and keeps nothing of a tenant whose users are erased."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Any] = []
+        self.before = lambda batch: self.told.append((batch.tenant, len(batch), batch.erased))
+
+    @hookimpl
+    def erase(self, tenant: str, ids: Sequence[str]) -> None:
+        self.told.append(("erase", tenant, tuple(ids)))
+        self.totals.pop(tenant, None)
+
+
+ERASING = (*FOLDING, "erase")
+
+
+def test_a_fold_meets_a_tombstone_in_log_order(house: House) -> None:
+    house.add(("a", ["x", "y"]), ("b", ["x"]))
+    house.log.erase(
+        "a",
+        Owners(
+            (
+                "ada",
+                "bob",
+            )
+        ),
+        "k",
+    )
+    house.add(("a", ["x"]))
+    plugin = Forgetful()
+    fold, at, steps = house.fold(plugin, ERASING), 0, []
+    while at < house.log.durable:
+        steps.append(fold.advance(at, 100))
+        at = steps[-1].position
+    events_ = [told for told in plugin.told if told[0] == "erase" or told[1] or told[2]]
+    both = ("ada", "bob")
+    assert events_ == [("a", 2, ()), ("b", 1, ()), ("erase", "a", both), ("a", 0, both), ("a", 1, ())]
+    assert (sum(s.events for s in steps), sum(s.erased for s in steps)) == (4, 1)
+    assert plugin.totals == {"a": 1, "b": 1}
+    assert house.fold(Counter()).advance(3, 100).erased == 1, "without the hook only the batch says so"
+
+
+def test_a_state_that_forgot_is_committed_though_no_event_came(house: House) -> None:
+    house.add(("a", ["x"]))
+    plugin = Forgetful()
+    made = Lane("counter", lambda: house.fold(plugin, ERASING), house.log, house.state, EAGER)
+    made.start()
+    eventually(lambda: made.committed == 1, "the first commit")
+    position = house.log.erase("a", Owners(("ada",)), "k")
+    eventually(lambda: (made.committed or 0) > position, "a commit past the tombstone", 3.0)
+    made.stop()
+    assert made.join(20)
+    assert msgspec.json.decode(unpack(house.state.claim("counter").state or b"").data) == {}
+
+
+def test_history_from_the_lake_has_the_tombstones_in_their_place_and_nothing_erased() -> None:
+    def rows(seqs: Sequence[int]) -> EventBatch:
+        batch = placed(columns("a", ["x"] * len(seqs), T0), 0)
+        batch = batch.set_column(1, SCHEMA.field("seq"), pa.array(seqs, pa.int64()))
+        users = pa.array(["ada" if seq % 2 else "bob" for seq in seqs])
+        return EventBatch(batch.set_column(5, SCHEMA.field("user_id"), users), "a", T0)
+
+    def lake(start: int, max_rows: int) -> tuple[list[EventBatch], int]:
+        end = min(start + max_rows, 20)
+        seqs = [seq for seq in range(start, end) if seq not in (9, 15)]
+        return ([rows(seqs)] if seqs else []), max(end, start)
+
+    ends = [
+        Tombstone(9, "a", Owners(("ada",)), "k", micros(T0)),
+        Tombstone(15, "b", Owners(("ada",)), "k2", micros(T0)),
+    ]
+    for step in (1, 4, 100):
+        read, at, found = woven(lake, lambda: ends), 0, list[Any]()
+        while at < 20:
+            batches, after = read(at, step)
+            assert after > at
+            at = after
+            for batch in batches:
+                found += [(batch.tenant, batch.erased)] if batch.erased else batch.column("seq").to_pylist()
+        assert found == [0, 2, 4, 6, 8, ("a", ("ada",)), *range(10, 15), ("b", ("ada",)), *range(16, 20)], step

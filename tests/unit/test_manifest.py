@@ -112,9 +112,16 @@ def test_the_good_plugin_is_read_whole(tmp_path: Path) -> None:
     assert manifest.hooks == ("setup", "process", "insight")
     assert manifest.requires.plugins == {"user-behavior": ">=0.1"}
     assert manifest.provides.analyses[0].parameters == {"properties": {"top": {"type": "integer"}}}
+    assert manifest.provides.analyses[0].asked_with is None
     assert (manifest.limits.memory_mb, manifest.limits.call_seconds) == (256, 1.5)
     assert (manifest.reload.state_version, manifest.isolation, manifest.on_failure) == (2, "thread", "reject")
     assert pickle.loads(pickle.dumps(manifest)) == manifest
+
+
+@pytest.mark.parametrize(("insights", "asked_with"), [(False, None), (True, {}), ({}, {}), ({"top": 3}, {"top": 3})])
+def test_an_analysis_is_marked_for_insights_with_its_parameters(tmp_path: Path, insights: Any, asked_with: Any) -> None:
+    manifest = read_plugin(written(tmp_path, changed(PLUGIN, "provides.analyses.0.insights", insights)))
+    assert manifest.provides.analyses[0].asked_with == asked_with
 
 
 def test_a_third_party_plugin_is_a_process_unless_it_asks(tmp_path: Path) -> None:
@@ -148,6 +155,9 @@ def test_a_third_party_plugin_is_a_process_unless_it_asks(tmp_path: Path) -> Non
         ("provides.routes.0", "/v1/batch", "provides.routes[0]: '/v1/batch' does not match"),
         ("provides.detectors", ["spike", "spike"], "provides.detectors[1]: 'spike' is provided twice"),
         ("provides.analyses.0.parameters", {"type": "objekt"}, "provides.analyses[0].parameters.type: is no"),
+        ("provides.analyses.0.insights", "yes", "provides.analyses[0].insights: 'yes' is neither true nor false"),
+        ("provides.analyses.0.insights", {"top": "x"}, "provides.analyses[0].insights: cannot be asked so: top: 'x' is"),
+        ("provides.analyses.0.insights", {"to": 1}, "provides.analyses[0].insights: cannot be asked so: to: the key is"),
         ("provides.channels.0.settings", {"type": "array"}, "provides.channels[0].settings.type: 'array' is not valid"),
         ("settings.properties.gap.minimum", "1", "settings.properties.gap.minimum: is no JSON Schema"),
         ("settings.properties.token.pattern", "(", "settings.properties.token.pattern: is no JSON Schema: '(' is"),
@@ -207,10 +217,10 @@ def test_several_kinds_in_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("good", "path", "value", "expected"),
     [
-        (METRIC, "kind", "metrics", "kind: 'metrics' is not known; did you mean 'metric'? valid are: host, metric"),
-        (METRIC, "kind", "alert", "kind: 'alert' is not known; valid are: host, metric, plugin, plugin-"),
-        (METRIC, "kind", 7, "kind: 7 is not known; valid are: host"),
-        (METRIC, "kind", DROP, "the key 'kind' is missing; valid kinds are: host"),
+        (METRIC, "kind", "metrics", "kind: 'metrics' is not known; did you mean 'metric'? valid are: cohort, host, metric"),
+        (METRIC, "kind", "alert", "kind: 'alert' is not known; valid are: cohort, host, metric, plugin, plugin-"),
+        (METRIC, "kind", 7, "kind: 7 is not known; valid are: cohort, host"),
+        (METRIC, "kind", DROP, "the key 'kind' is missing; valid kinds are: cohort, host"),
         (METRIC, "aggregate", "median", "aggregate: 'median' is not valid; valid are: avg, count"),
         (METRIC, "aggregate", "count", "property: aggregate 'count' counts events and takes no property"),
         (METRIC, "property", DROP, "aggregate: 'sum' needs a 'property'"),

@@ -651,6 +651,14 @@ def test_a_replay_that_nobody_decides_on_is_discarded(shop: Shop, monkeypatch: p
     assert "nobody has decided" in shop.replays.view("shop", id_).reason
 
 
+def test_all_can_be_discarded_at_once_and_others_begun_after_it(shop: Shop) -> None:
+    shop.add("view")
+    view = shop.folded().ready()
+    shop.replays.discard_all("users were erased meanwhile")
+    assert shop.replays.view("shop", view.id).reason == "users were erased meanwhile"
+    assert shop.ready().state == "ready"
+
+
 def test_a_replay_follows_the_lane_and_never_leads_it(shop: Shop) -> None:
     corrected(shop)
     view = shop.ready()

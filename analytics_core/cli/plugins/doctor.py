@@ -9,9 +9,9 @@ from typing import Final
 
 import click
 
+from analytics_core.cli.asking import RefusedError, show_json
 from analytics_core.cli.ending import terminable
 from analytics_core.cli.options import manifests_option, settings
-from analytics_core.cli.plugins.asking import RefusedError, show_json
 from analytics_core.errors import NotFoundError
 from analytics_core.host.examining.doctor import examinations
 from analytics_core.host.examining.examination import SECONDS, Examination

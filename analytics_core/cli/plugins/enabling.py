@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from analytics_core.cli.plugins.asking import Server, asking_options
+from analytics_core.cli.asking import Server, asking_options
 from analytics_core.cli.plugins.switching import switch
 
 

@@ -9,7 +9,8 @@ from typing import Any, Final
 import click
 import msgspec
 
-from analytics_core.cli.plugins.asking import Server, UnknownPluginError, asking_options, show_json
+from analytics_core.cli.asking import Server, asking_options, show_json
+from analytics_core.cli.plugins.asking import UnknownPluginError
 from analytics_core.host.examining.inspection import as_seen, inspected
 from analytics_core.host.examining.judging import named
 from analytics_core.host.installed.discovery import discover

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analytics_core.cli.asking import show_json
 from analytics_core.cli.options import manifests_option, settings
-from analytics_core.cli.plugins.asking import show_json
 from analytics_core.host.examining.installing import Asked, Plan, install, own_dependencies, plan
 from analytics_core.host.examining.judging import claimants, judge
 from analytics_core.host.installed.provenance import lock_file

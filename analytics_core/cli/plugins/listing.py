@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from analytics_core.cli.plugins.asking import Server, asking_options, show_json
+from analytics_core.cli.asking import Server, asking_options, show_json
 from analytics_core.host.examining.judging import judge
 from analytics_core.host.installed.selection import Choice
 

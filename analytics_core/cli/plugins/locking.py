@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from analytics_core.cli.asking import RefusedError, show_json
 from analytics_core.cli.options import manifests_option, settings
-from analytics_core.cli.plugins.asking import RefusedError, show_json
 from analytics_core.errors import near
 from analytics_core.host.installed.discovery import discover
 from analytics_core.host.installed.provenance import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from analytics_core.cli.plugins.asking import RefusedError, show_json
+from analytics_core.cli.asking import RefusedError, show_json
 from analytics_core.cli.plugins.making import plugin_files, write
 from analytics_core.cli.plugins.naming import NewPluginError
 

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 import click
 
-from analytics_core.cli.plugins.asking import Server, UnknownPluginError, asking_options, show_json
+from analytics_core.cli.asking import Server, asking_options, show_json
+from analytics_core.cli.plugins.asking import UnknownPluginError
 
 _SECONDS: Final = 90.0
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from analytics_core.cli.plugins.asking import RefusedError, Server, UnknownPluginError, asking_options, show_json
+from analytics_core.cli.asking import RefusedError, Server, asking_options, show_json
+from analytics_core.cli.plugins.asking import UnknownPluginError
 from analytics_core.errors import AnalyticsError, ServerRefusedError
 from analytics_core.host.replaying.view import ReplayView
 from analytics_core.state.side import Change, Difference

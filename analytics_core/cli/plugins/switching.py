@@ -10,7 +10,8 @@ import click
 import msgspec
 from msgspec import Struct
 
-from analytics_core.cli.plugins.asking import RefusedError, Server, UnknownPluginError, show_json
+from analytics_core.cli.asking import RefusedError, Server, show_json
+from analytics_core.cli.plugins.asking import UnknownPluginError
 from analytics_core.errors import AnalyticsError
 from analytics_core.host.examining.judging import RUNS, judge, named
 from analytics_core.host.intent import set_enabled

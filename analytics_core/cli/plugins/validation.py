@@ -7,8 +7,8 @@ from typing import Final
 
 import click
 
+from analytics_core.cli.asking import show_json
 from analytics_core.cli.ending import terminable
-from analytics_core.cli.plugins.asking import show_json
 from analytics_core.host.examining.checklist import Check, checklist
 from analytics_core.host.examining.examination import SECONDS
 

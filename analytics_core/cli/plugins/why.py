@@ -9,7 +9,8 @@ from typing import Any, Final
 import click
 from packaging.utils import canonicalize_name
 
-from analytics_core.cli.plugins.asking import RefusedError, Server, UnknownPluginError, asking_options, show_json
+from analytics_core.cli.asking import RefusedError, Server, asking_options, show_json
+from analytics_core.cli.plugins.asking import UnknownPluginError
 from analytics_core.errors import NotFoundError
 from analytics_core.host.examining.explanation import Explanation, explain_installed, explain_row, with_line
 from analytics_core.host.examining.judging import RISING

@@ -104,12 +104,17 @@ class Replays:
         """Discard what is under way."""
         with self._lock:
             self._closed = True
+        for replay in self.discard_all("its host is stopping"):
+            replay.join(_CLOSE_SECONDS)
+
+    def discard_all(self, reason: str) -> list[Replay]:
+        """Discard what is under way or waits, of all plugins."""
+        with self._lock:
             replays = list(self._latest.values())
         for replay in replays:
             with suppress(ReplayError):  # one that is being switched to ends by itself
-                replay.discard("its host is stopping")
-        for replay in replays:
-            replay.join(_CLOSE_SECONDS)
+                replay.discard(reason)
+        return replays
 
     def _made(self, original: Replayable, since: datetime | None) -> Replay:
         id_ = secrets.token_hex(4)

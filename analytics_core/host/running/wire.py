@@ -26,6 +26,7 @@ from analytics_core.errors import (
     HookRefusedError,
     HookTimeoutError,
     LogCorruptionError,
+    ParameterError,
     PluginError,
     StorageError,
     TrimmedError,
@@ -74,7 +75,10 @@ class Failure(Struct, frozen=True):
     path: str = ""
     offset: int = 0
     refusal: str | None = None
-    """What the ``ValueError`` said that ``ingest`` raised: how an adapter refuses its client's body."""
+    """What the ``ValueError`` said that ``ingest`` raised: how an adapter refuses its client's body; or what is wrong
+    with ``parameter``."""
+    parameter: str = ""
+    """The parameter of a question that ``insight`` has refused."""
     trace: str = ""
     """The trace of what the plugin has raised."""
     line: str = ""
@@ -91,8 +95,13 @@ class Failure(Struct, frozen=True):
             case HookTimeoutError():
                 return cls("timeout", text, error.hook)
             case HookFailedError():
-                cause = error.__cause__ if error.hook == "ingest" else None
-                return cls("hook", text, error.hook, refusal=str(cause) if isinstance(cause, ValueError) else None)
+                match error.__cause__:
+                    case ParameterError() as wrong:
+                        problem = str(wrong).removeprefix(f"{wrong.parameter}: ")
+                        return cls("hook", text, error.hook, refusal=problem, parameter=wrong.parameter)
+                    case ValueError() as wrong if error.hook == "ingest":
+                        return cls("hook", text, error.hook, refusal=str(wrong))
+                return cls("hook", text, error.hook)
             case HookRefusedError():
                 return cls("refused", text)
             case TrimmedError():
@@ -109,7 +118,8 @@ class Failure(Struct, frozen=True):
         """The same exception on the host's side, with the same text, and the trace as its cause."""
         error = self._error(plugin)
         if self.refusal is not None:
-            error.__cause__ = ValueError(self.refusal)
+            wrong = ParameterError(self.parameter, self.refusal) if self.parameter else ValueError(self.refusal)
+            error.__cause__ = wrong
         elif self.trace:
             error.__cause__ = RemoteError(self.trace, self.line)
         return error
@@ -139,9 +149,8 @@ class Failure(Struct, frozen=True):
 def _encode(value: Any) -> Any:
     match value:
         case EventBatch():
-            return Ext(
-                _BATCH, msgspec.msgpack.encode((value.tenant, micros(value.watermark), _ipc(value.record_batch)))
-            )
+            said = (value.tenant, micros(value.watermark), _ipc(value.record_batch), value.erased)
+            return Ext(_BATCH, msgspec.msgpack.encode(said))
         case pa.Table() | pa.RecordBatch():
             return Ext(_ARROW, b"t" + _ipc(value))
         case pa.Array() | pa.ChunkedArray():
@@ -172,10 +181,10 @@ def _decode_untrusted(code: int, data: memoryview) -> Any:
     raw = bytes(data)
     match code:
         case 1:
-            tenant, watermark, ipc = msgspec.msgpack.decode(raw, type=tuple[str, int, bytes])
+            tenant, watermark, ipc, erased = msgspec.msgpack.decode(raw, type=tuple[str, int, bytes, tuple[str, ...]])
             table = pa.ipc.open_stream(ipc).read_all().combine_chunks()
             batches = table.to_batches()
-            empty = EventBatch.empty(tenant, moment(watermark))
+            empty = EventBatch.empty(tenant, moment(watermark), erased)
             return EventBatch(batches[0], tenant, moment(watermark)) if batches else empty
         case 2:
             table = pa.ipc.open_stream(raw[1:]).read_all()

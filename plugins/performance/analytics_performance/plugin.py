@@ -41,6 +41,10 @@ class Performance:
         self._tenants = checkpoint.unpack(state, self._limits)
 
     @hookimpl
+    def erase(self) -> None:
+        """Counts and durations by event name are of nobody in particular: there is nothing to forget."""
+
+    @hookimpl
     def insight(self, question: Question, events: EventReader) -> Answer:
         if question.analysis != "latency":
             raise ValueError(f"analysis {question.analysis!r} is not provided; valid is: latency")

@@ -2,68 +2,97 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 
-from analytics_core import Answer, Chart, EventReader, Insight, TimeRange
-from analytics_user_behavior.columns import I64
-from analytics_user_behavior.days import DAY, VISITOR, codes, dates, integers, local_days, ratio, shown
+from analytics_core import Answer, Chart, EventReader, Insight, TimeRange, UserOrder
+from analytics_user_behavior.activity import active, fold
+from analytics_user_behavior.calendar import Periods, periods
+from analytics_user_behavior.columns import I64, Mask
+from analytics_user_behavior.days import ratio, shown
 
-_QUERY = f"SELECT DISTINCT {VISITOR} AS who, {DAY} AS day FROM events WHERE {VISITOR} IS NOT NULL"
 WEEK, MONTH = 7, 30
 
 
-def engagement(events: EventReader, asked: TimeRange) -> Answer:
-    """One row per local day of the range.
+def engagement(events: EventReader, asked: TimeRange, parameters: Mapping[str, Any]) -> Answer:
+    """One row per local day that the range touches.
 
-    A visitor (user id, or the anonymous id without one) is active on a day with at least one event. ``dau`` counts the
-    visitors active on the day, ``wau`` and ``mau`` those active on at least one of the 7 and 30 days that end with it.
-    ``stickiness`` is dau / mau, null when nobody was active. ``new`` are the active visitors whose first event of the
-    range is on this day; ``returning`` is dau - new. Only the range is seen: before its 7th and 30th day wau and mau
-    cover fewer days, as ``days_covered`` (at most 30) says, and somebody who was there before the range counts as new
-    once.
+    A visitor is active on a day with at least one event that is meant by ``event`` (all are, when it says nothing).
+    ``dau`` counts the visitors active on the day, ``wau`` and ``mau`` those active on at least one of the 7 and 30 days
+    that end with it; the days before the range are read too, and the first day of the range from its beginning.
+    ``stickiness`` is dau / mau, null when nobody was active. ``new`` are the active visitors whose first event of all
+    that are stored is on this day; ``returning`` is dau - new. ``days_covered`` (at most 30) is how many of the 30 days
+    of mau are on or after the first event that is stored of anybody seen: before that there is nothing to count.
+    ``complete`` is false for a day that is not over at the end of the range or by the log's clock.
 
-    Columns: day, dau, wau, mau, stickiness, new, returning, days_covered.
+    Columns: day, dau, wau, mau, stickiness, new, returning, days_covered, complete.
     """
-    table = events.sql(_QUERY, {"timezone": asked.timezone})
-    days = local_days(asked)
-    n = len(days)
-    who, day = codes(table["who"]), integers(table["day"]) - days[0]
-    by = np.lexsort((day, who))
-    who, day = who[by], day[by]
-    first = np.concatenate([np.ones(min(len(who), 1), np.bool_), who[1:] != who[:-1]])
-    dau, new = np.bincount(day, minlength=n), np.bincount(day[first], minlength=n)
-    wau, mau = (_trailing(who, day, n, width) for width in (WEEK, MONTH))
-    answer = pa.table(
+    days = periods(asked, before=MONTH - 1)
+    seen = slice(MONTH - 1, None)
+    found = fold(events, _counts(days), parameters.get("event", ""), days.start)
+    dau, wau, mau, new = found[0] if found else np.zeros((4, len(days)), np.int64)
+    day = np.arange(len(days))[seen]
+    earliest = int(np.flatnonzero(found[1])[0]) if found and found[1].any() else len(days)
+    covered = np.clip(day + 1 - earliest, 0, MONTH)
+    complete = days.complete(events)[seen]
+    dau, wau, mau, new = dau[seen], wau[seen], mau[seen], new[seen]
+    table = pa.table(
         {
-            "day": dates(days),
+            "day": days.begins()[MONTH - 1 :],
             "dau": dau,
             "wau": wau,
             "mau": mau,
             "stickiness": shown(ratio(dau, mau)),
             "new": new,
             "returning": dau - new,
-            "days_covered": np.minimum(np.arange(1, n + 1), MONTH),
+            "days_covered": covered,
+            "complete": complete,
         }
     )
-    return Answer(answer, _findings(dau, mau, new), (), Chart(kind="line", x="day", y=("dau", "wau", "mau")))
+    visitors = int(found[2]) if found else 0
+    insights = _findings(dau, mau, visitors, complete & (covered == MONTH))
+    return Answer(table, insights, (), Chart(kind="line", x="day", y=("dau", "wau", "mau")))
 
 
-def _trailing(who: I64, day: I64, n: int, width: int) -> I64:
-    """Distinct visitors of the ``width`` days up to each day, from distinct (who, day) in order, shape ``(n,)``.
+def _counts(days: Periods) -> Callable[[UserOrder], tuple[Any, ...]]:
+    """Per part: dau, wau, mau and new by day (4, n); visitors by the day of their first event, those before on the
+    first (n,); and how many were active within the range."""
 
-    An active day counts its visitor from then until ``width`` days later, or until the visitor's next active day.
+    def step(part: UserOrder) -> tuple[Any, ...]:
+        n = len(days)
+        found = active(part, days)
+        begin = np.flatnonzero(~found.follows())
+        last = np.append(begin[1:], len(found.user))[: len(begin)] - 1
+        first = days.of(part.first_at)
+        new = np.bincount(found.period[first[found.user] == found.period], minlength=n)
+        begun = np.bincount(np.clip(first[found.user[begin]], 0, n - 1), minlength=n)
+        visitors = (found.period[last] >= MONTH - 1).sum()
+        return np.stack([*_trailing(found.period, last, n, (1, WEEK, MONTH)), new]), begun, visitors
+
+    return step
+
+
+def _trailing(day: I64, last: I64, n: int, widths: Sequence[int]) -> list[I64]:
+    """Distinct visitors of the so many days up to each day, shape ``(n,)`` for each of ``widths``.
+
+    ``day``: the active days of one visitor after the other; ``last``: where each visitor's end. An active day counts
+    its visitor from then until ``width`` days later, or until the visitor's next active day.
     """
-    ahead = day + width
-    same = who[1:] == who[:-1]
-    ahead[:-1][same] = np.minimum(ahead[:-1][same], day[1:][same])
-    changes = np.bincount(day, minlength=n + 1)[: n + 1] - np.bincount(np.minimum(ahead, n), minlength=n + 1)
-    result: I64 = np.cumsum(changes)[:n]
-    return result
+    came = np.bincount(day, minlength=n)
+    ahead = np.append(day[1:], n)[: len(day)]
+    ahead[last] = n
+    counts = []
+    for width in widths:
+        gone = np.bincount(np.minimum(ahead, day + width), minlength=n)[:n]
+        counts.append(np.cumsum(came - gone))
+    return counts
 
 
-def _findings(dau: I64, mau: I64, new: I64) -> list[Insight]:
-    visitors, visits = int(new.sum()), int(dau.sum())
+def _findings(dau: I64, mau: I64, visitors: int, whole: Mask) -> list[Insight]:
+    visits = int(dau.sum())
     if not visitors:
         return []
     found = [
@@ -74,17 +103,16 @@ def _findings(dau: I64, mau: I64, new: I64) -> list[Insight]:
             data={"visitors": visitors, "visitor_days": visits, "days": len(dau)},
         )
     ]
-    whole = slice(MONTH - 1, None)
-    active = mau[whole] > 0
-    if active.any():
-        usual = float(np.mean(dau[whole][active] / mau[whole][active]))
+    some = whole & (mau > 0)
+    if some.any():
+        usual = float(np.mean(dau[some] / mau[some]))
         found.append(
             Insight(
                 key="stickiness",
                 title=f"Stickiness is {usual:.1%}",
-                description=f"On the {int(active.sum())} days with 30 days before them, {usual:.1%} of the month's "
-                "visitors were active on the average day.",
-                data={"stickiness": usual, "days": int(active.sum())},
+                description=f"On the {int(some.sum())} whole days with 30 days of data up to them, {usual:.1%} of the "
+                "month's visitors were active on the average day.",
+                data={"stickiness": usual, "days": int(some.sum())},
             )
         )
     return found

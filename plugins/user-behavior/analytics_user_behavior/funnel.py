@@ -1,132 +1,257 @@
-"""The analysis ``funnel``: how many visitors go through a sequence of steps in time."""
+"""The analysis ``funnel``: how many visitors go through a sequence of steps in time, and where they are lost."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
-from analytics_core import Answer, Chart, EventReader, Insight, Recommendation
-from analytics_user_behavior.columns import I64, Mask
-from analytics_user_behavior.conditions import Conditions
-from analytics_user_behavior.days import F64, VISITOR, codes, integers, ratio, shown
+from analytics_core import Answer, EventReader, ParameterError, UserOrder
+from analytics_user_behavior.activity import filters_of
+from analytics_user_behavior.chains import Found, Runs, changes, in_any_order, in_order
+from analytics_user_behavior.columns import I64, MINUTE, Mask
+from analytics_user_behavior.funnel_figures import Outcome, answer
+from analytics_user_behavior.session_order import by_session
 
 LEAST_STEPS, MOST_STEPS = 2, 20
+LONGEST = 3650 * 86_400
+"""Seconds of the longest window."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
-class Reached(NamedTuple):
-    """For one step: how many visitors reached it, and for each of them the seconds since their chain's first step."""
+class Plan(NamedTuple):
+    """A checked question: ``steps`` are the mark of each step, and ``exclusions`` those of each gap between two.
 
-    visitors: int
-    seconds: F64
-
-
-def funnel(events: EventReader, steps: Sequence[Mapping[str, Any]], window: str) -> Answer:
-    """One row per step of ``{"event", "where"}``, where ``where`` maps ``properties.x`` or a column to value(s).
-
-    A visitor reaches step k when there are k events in the order (timestamp, partition, seq), the i-th of which fits
-    step i, the last at most ``window`` after the first: the longest chain, as `windowFunnel` of ClickHouse counts by
-    default. One event never stands for two steps of a chain, other events may come between. ``window`` is a number
-    and one of s, m, h, d, w.
-
-    Columns: step (from 1), event, users, conversion_from_start, conversion_from_previous, median_seconds (from the
-    chain's first event to the visitor's first event that completes this step; the chain is the latest begun).
-    Conversions are null when nobody was there to convert.
-
-    :raises ValueError: for fewer than 2 or more than 20 steps, or a window that is none.
+    ``window`` and ``gap`` are in microseconds, ``until`` is microseconds UTC; with a ``gap``, sessions are counted.
     """
+
+    steps: Sequence[str]
+    exclusions: Sequence[Sequence[str]]
+    order: str
+    window: int
+    gap: int | None
+    hold: str | None
+    breakdown: str | None
+    until: int
+
+
+class Units(NamedTuple):
+    """What is counted, and where chains are looked for: ``group`` runs of events, each of one ``unit``, ascending.
+
+    ``place`` (n,) is where the events of the runs stand in ``events``; None for all as they are.
+    """
+
+    events: UserOrder
+    counted: Mask
+    end: I64
+    unit: I64
+    place: I64 | None
+
+
+def funnel(events: EventReader, asked: Mapping[str, Any], gap_minutes: int) -> Answer:
+    """One row per step, for each value when ``breakdown`` asks for them.
+
+    ``asked`` has ``steps`` (2 to 20 of ``{"event", "where"}``), ``window``, ``order``, ``by``, ``exclude`` (``{"event",
+    "where", "after"}``), ``hold``, ``breakdown`` and ``top``, as the manifest declares them. ``where`` are filters as a
+    request writes them.
+
+    **Who.** ``by: user`` counts persons; ``by: session`` counts sessions (`session_order`), and what follows is said of
+    the events of one session. Only events in the range that hold the question's filters are seen.
+
+    **Chains.** A chain of k steps is k different events of one visitor that come after one another in the order
+    (timestamp, partition, seq); the i-th fits step i, and the last is at most ``window`` after the first. A visitor
+    has reached step k when there is a chain of k steps.
+
+    - ``ordered``: any other events may come between. This is the level of ClickHouse's ``windowFunnel`` without a mode,
+      but for two things: there equal times are ordered by the number of the step, here by seq; and there one event may
+      stand for two steps, here it never does (``strict_once``).
+    - ``strict``: between the events of the steps k and k + 1, no event of the visitor comes that fits none of the steps
+      1 to k, whatever its name: only repetitions may. That is what ``strict_order`` of ClickHouse tolerates; but there
+      the first other event ends the search for good, while here the next event of step 1 begins a new attempt.
+    - ``any``: the steps may come in any order, and row k tells who has done any k of them: k events, each for another
+      step. An event that fits several steps stands for the first of them; a step that is listed m times needs m events.
+
+    **Exclusions.** No event of an exclusion comes between the events of the steps k and k + 1 of a chain, where k is
+    its ``after``; without ``after``, none between the first and the last event. The events of the chain itself are
+    never between.
+
+    **Hold.** With a property to hold, the funnel is asked for each value of it as if the visitor had done nothing but
+    the events with this value (steps, exclusions and others alike); what it did with any of them counts.
+
+    **Open.** Who has reached step k < last and no more is *open* when some chain of that visitor, of any length, may
+    still go on: its window is not over at the end of what is known (the earlier of the range's end and the watermark),
+    and nothing has ended it. The others are *dropped*. So users = next step's users + dropped + open.
+
+    **Times** of step k are those of the chain of k steps that ends first, for each visitor; if several end there, of
+    one that has begun latest, with each event the latest before the next (in ``any`` order: the earliest of its step
+    from the begin on). They are seconds, from its last event but one and from its first; quantiles are linear between
+    neighbours, over visitors.
+
+    **Breakdown.** A visitor is of the value at the first event of its longest chain (as for the times). The ``top``
+    values by visitors, ties by value, then "(other)" and "(none)", each when there is one.
+
+    Columns: step (from 1), event, users, conversion_from_start, conversion_from_previous, dropped, open,
+    p50_from_previous, p90_from_previous, p50_from_start, p90_from_start; with a breakdown ``value`` before them.
+    Conversions are null when nobody was there to convert, times are null for step 1 and when nobody got there.
+
+    :raises ParameterError: naming the parameter and what would be valid.
+    """
+    steps = asked["steps"]
     if not LEAST_STEPS <= len(steps) <= MOST_STEPS:
-        raise ValueError(f"steps: {len(steps)} given; valid are {LEAST_STEPS} to {MOST_STEPS}")
-    seconds = window_seconds(window)
-    conditions = Conditions()
-    fits = [conditions.all_of({"name": step["event"], **step.get("where", {})}) for step in steps]
-    columns = ", ".join(f"coalesce({fit}, false) AS step{k}" for k, fit in enumerate(fits))
-    any_step = " OR ".join(f"({fit})" for fit in fits)
-    table = events.sql(
-        f"SELECT {VISITOR} AS who, epoch_us(timestamp) AS at, partition, seq, {columns} FROM events "
-        f"WHERE {VISITOR} IS NOT NULL AND ({any_step})",
-        conditions.parameters,
+        raise ParameterError("steps", f"{len(steps)} given; valid are {LEAST_STEPS} to {MOST_STEPS}")
+    exclusions = asked.get("exclude", [])
+    marks, places = _marks([*_listed("steps", steps), *_listed("exclude", exclusions)])
+    known = min(events.range.end, events.watermark or events.range.end)
+    window = asked.get("window", "1d")
+    plan = Plan(
+        steps=places[: len(steps)],
+        exclusions=_exclusions(exclusions, places[len(steps) :], len(steps), asked.get("order", "ordered")),
+        order=asked.get("order", "ordered"),
+        window=window_seconds(window) * 1_000_000,
+        gap=gap_minutes * MINUTE if asked.get("by") == "session" else None,
+        hold=asked.get("hold"),
+        breakdown=asked.get("breakdown"),
+        until=(known - _EPOCH) // _MICROSECOND,
     )
-    who, at = codes(table["who"]), integers(table["at"])
-    by = np.lexsort((integers(table["seq"]), integers(table["partition"]), at, who))
-    matches = [table[f"step{k}"].to_numpy().astype(np.bool_)[by] for k in range(len(steps))]
-    reached = chains(who[by], at[by], matches, seconds * 1_000_000)
-    return _answer([str(step["event"]) for step in steps], reached, window)
+    parts = _parts(events, plan, marks)
+    names = [str(step["event"]) for step in steps]
+    if plan.order == "any":
+        names = [f"any {k} of {len(names)}" for k in range(1, len(names) + 1)]
+    return answer(names, parts, asked.get("top", 10) if plan.breakdown else None, window)
 
 
-def window_seconds(window: str) -> int:
-    found = re.fullmatch(r"([1-9]\d{0,5})([smhdw])", window)
-    if not found:
-        raise ValueError(f"window {window!r} is no duration; valid are such as 30m, 1d, 2w")
-    return int(found[1]) * _UNITS[found[2]]
+def _parts(events: EventReader, plan: Plan, marks: Mapping[str, Any]) -> list[Outcome]:
+    fields = {"hold": plan.hold, "breakdown": plan.breakdown}
+    try:
+        return events.in_user_order(
+            partial(_outcome, plan=plan),
+            marks=marks,
+            values=[field for field in dict.fromkeys(fields.values()) if field is not None],
+            marked_only=plan.order != "strict" and plan.gap is None,
+        )
+    except ParameterError as error:
+        if error.parameter != "values":
+            raise
+        given = " or ".join(name for name, field in fields.items() if field is not None)
+        raise ParameterError(given, str(error).removeprefix("values: ")) from None
 
 
-def chains(who: I64, at: I64, matches: Sequence[Mask], window: int) -> list[Reached]:
-    """How far visitors get. ``who``, ``at`` (microseconds) and each of ``matches`` have shape ``(n,)``, in user order.
-
-    Dynamic programming over steps: the best chain that ends with step k at an event is the one that began latest,
-    and that is the latest-begun chain of k - 1 steps before it. Beginnings are kept as positions, which grow over the
-    whole array, so one running maximum serves all visitors and a position before the visitor's first event is none.
-    """
-    n = len(who)
-    position = np.arange(n)
-    first_of = np.concatenate([np.ones(min(n, 1), np.bool_), who[1:] != who[:-1]])
-    visitor_start = np.maximum.accumulate(np.where(first_of, position, 0)) if n else position
-    begun = np.where(matches[0], position, -1)
-    reached = []
-    for k in range(len(matches)):
-        if k:
-            before = np.concatenate([[-1], np.maximum.accumulate(begun)[:-1]]) if n else begun
-            good = matches[k] & (before >= visitor_start)
-            good[good] &= at[good] - at[before[good]] <= window
-            begun = np.where(good, before, -1)
-        done = np.flatnonzero(begun >= 0)
-        _, first = np.unique(who[done], return_index=True)
-        earliest = done[first]
-        reached.append(Reached(len(earliest), (at[earliest] - at[begun[earliest]]) / 1e6))
-    return reached
+def window_seconds(window: str, parameter: str = "window") -> int:
+    """:raises ParameterError: for what is no time over zero."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhdw])", window)
+    seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+    if not 0 < seconds <= LONGEST:
+        raise ParameterError(parameter, f"{window[:32]!r} is not valid; valid are such as 30m, 1d or 2w, up to 3650d")
+    return seconds
 
 
-def _answer(names: Sequence[str], reached: Sequence[Reached], window: str) -> Answer:
-    users = np.array([step.visitors for step in reached], np.int64)
-    previous = ratio(users[1:], users[:-1])
-    medians = [float(np.median(step.seconds)) if k and step.visitors else np.nan for k, step in enumerate(reached)]
-    table = pa.table(
-        {
-            "step": np.arange(1, len(names) + 1),
-            "event": pa.array(names, pa.string()),
-            "users": users,
-            "conversion_from_start": shown(ratio(users, np.full(len(users), users[0]))),
-            "conversion_from_previous": shown(np.concatenate([ratio(users[:1], users[:1]), previous])),
-            "median_seconds": shown(np.array(medians)),
-        }
-    )
-    insights, advice = _findings(names, users, window)
-    return Answer(table, insights, advice, Chart(kind="funnel", x="event", y=("users",)))
+def _listed(parameter: str, entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    return [(f"{parameter}[{i}].where", filters_of(entry)) for i, entry in enumerate(entries)]
 
 
-def _findings(names: Sequence[str], users: I64, window: str) -> tuple[list[Insight], list[Recommendation]]:
-    lost = users[:-1] - users[1:]
-    if not users[0] or not lost.any():
-        return [], []
-    worst = int(np.argmax(lost))
-    here, there, share = names[worst], names[worst + 1], lost[worst] / users[worst]
-    biggest = Insight(
-        key="drop-off",
-        title=f"Most visitors are lost between {here} and {there}",
-        description=f"{lost[worst]} of the {users[worst]} visitors who reached step {worst + 1} ({here}) did not reach "
-        f"step {worst + 2} ({there}) within {window} ({share:.0%}); {users[-1]} of {users[0]} came to the end.",
-        data={"from": here, "to": there, "lost": int(lost[worst]), "reached": int(users[worst]), "share": float(share)},
-    )
-    advice = Recommendation(
-        title=f"Look at the step from {here} to {there} first",
-        description=f"It loses {lost[worst]} visitors, more than any other step. Compare those who went on with those "
-        "who did not, by platform, source and error events.",
-        insight="drop-off",
-        priority="high" if share > 0.5 else "medium",
-    )
-    return [biggest], [advice]
+def _marks(listed: Sequence[tuple[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """The filters by mark, and the mark of each entry: entries that ask for the same share one."""
+    marks: dict[str, Any] = {}
+    by_filters: dict[str, str] = {}
+    places = []
+    for name, filters in listed:
+        mark = by_filters.setdefault(json.dumps(filters, sort_keys=True, default=str), name)
+        marks[mark] = filters
+        places.append(mark)
+    return marks, places
+
+
+def _exclusions(given: Sequence[Mapping[str, Any]], marks: Sequence[str], steps: int, order: str) -> list[list[str]]:
+    """The marks that may not come between the steps k and k + 1, for each k from 1 on."""
+    between: list[list[str]] = [[] for _ in range(steps - 1)]
+    for i, (entry, mark) in enumerate(zip(given, marks, strict=True)):
+        after = entry.get("after")
+        if after is not None and order == "any":
+            raise ParameterError(f"exclude[{i}].after", "steps in any order have no first one; leave it out")
+        if after is not None and not 1 <= after < steps:
+            raise ParameterError(
+                f"exclude[{i}].after", f"{after} is no step with one after it; valid are 1 to {steps - 1}"
+            )
+        for k in range(1, steps):
+            if after in (None, k):
+                between[k - 1].append(mark)
+    return between
+
+
+# --- one part --------------------------------------------------------------------------------------------------------
+
+
+def _outcome(part: UserOrder, plan: Plan) -> Outcome:
+    """How far each visitor or session of the part has come."""
+    units = _units(part, plan)
+    found = _found(units, plan)
+    events, place = units.events, units.place
+    level = np.zeros(len(events.end), np.int8)
+    origin = np.zeros(len(events.end), np.int64)
+    from_previous, from_start = [], []
+    for k, reached in enumerate(found.reached):
+        unit, first, previous, last = units.unit[reached.group], reached.first, reached.previous, reached.last
+        if place is not None:
+            first, previous, last = place[first], place[previous], place[last]
+            by = np.lexsort((last, unit))
+            by = by[changes(unit[by])]
+            unit, first, previous, last = unit[by], first[by], previous[by], last[by]
+        kept = units.counted[unit]
+        unit, first, previous, last = unit[kept], first[kept], previous[kept], last[kept]
+        level[unit], origin[unit] = k + 1, first
+        from_previous.append((events.at[last] - events.at[previous]) / 1e6)
+        from_start.append((events.at[last] - events.at[first]) / 1e6)
+    going = np.zeros(len(level), np.bool_)
+    going[units.unit[found.open]] = True
+    some = level > 0
+    value = None if plan.breakdown is None else events.values[plan.breakdown][origin[some]]
+    words = () if plan.breakdown is None else events.words[plan.breakdown]
+    return Outcome(level[some], (going & (level < len(plan.steps)))[some], from_previous, from_start, value, words)
+
+
+def _units(part: UserOrder, plan: Plan) -> Units:
+    events = part if plan.gap is None else by_session(part, plan.gap).events
+    counted = events.known if plan.gap is None else np.ones(len(events.end), np.bool_)
+    if plan.hold is None:
+        return Units(events, counted, events.end, np.arange(len(events.end)), None)
+    codes, user = events.values[plan.hold], events.user()
+    place = np.flatnonzero(codes >= 0)
+    key = user[place] * (len(events.words[plan.hold]) + 1) + codes[place]
+    by = np.argsort(key, kind="stable")
+    place, key = place[by], key[by]
+    begin = changes(key)
+    return Units(events, counted, np.append(begin[1:], len(key))[: len(begin)], user[place[begin]], place)
+
+
+def _found(units: Units, plan: Plan) -> Found:
+    every = slice(None) if units.place is None else units.place
+    events = units.events
+    fits = [events.marks[mark][every] for mark in plan.steps]
+    excluded = [[events.marks[mark][every] for mark in marks] for marks in plan.exclusions]
+    if plan.order == "any":
+        stops = [np.flatnonzero(np.logical_or.reduce(excluded[0])) if excluded[0] else np.zeros(0, np.int64)]
+        own, sizes = _apart(plan.steps, fits)
+        return in_any_order(Runs(events.at[every], units.end, own, stops), sizes, plan.window, plan.until)
+    if plan.order == "strict":
+        taken = np.logical_or.accumulate(fits)
+        excluded = [[*masks, ~taken[k]] for k, masks in enumerate(excluded)]
+    stops = [np.flatnonzero(np.logical_or.reduce(m)) if m else np.zeros(0, np.int64) for m in excluded]
+    return in_order(Runs(events.at[every], units.end, fits, stops), plan.window, plan.until)
+
+
+def _apart(marks: Sequence[str], fits: Sequence[Mask]) -> tuple[list[Mask], list[int]]:
+    """The masks of the different steps, where an event is of the first that it fits; how often each is listed."""
+    own: dict[str, Mask] = {}
+    taken = np.zeros(len(fits[0]), np.bool_)
+    for mark, mask in zip(marks, fits, strict=True):
+        if mark not in own:
+            own[mark] = mask & ~taken
+            taken |= mask
+    return list(own.values()), [list(marks).count(mark) for mark in own]

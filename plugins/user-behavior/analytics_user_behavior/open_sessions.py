@@ -100,6 +100,14 @@ class OpenSessions:
         rows = stacked(closed)
         return rows.take(np.lexsort((rows["start"], rows["key"], rows["end"])))
 
+    def drop(self, keys: U64) -> None:
+        """Forget the sessions of these keys, as if they had never been."""
+        wanted = np.unique(keys)
+        for part in self._parts:
+            at, _ = part.find(wanted)
+            part.alive[at] = False
+        self._parts = [_compacted(part, always=True) for part in self._parts if part.alive.any()]
+
     def rows(self) -> Rows:
         """All open sessions, sorted by (key, start)."""
         if not self._parts:

@@ -305,3 +305,21 @@ def test_a_state_of_version_1_is_taken_over() -> None:
     later = started(UserBehavior)
     later.import_state(sink.getvalue().to_pybytes(), 1)
     assert later.export_state() == now
+
+
+@pytest.mark.parametrize(
+    ("erased", "ended"),
+    [((), {1: 1, 2: 1, 3: 1}), (("x",), {1: 1, 2: 1, 3: 1}), (("u", "w"), {1: 1}), (("v",), {2: 1, 3: 1})],
+)
+def test_open_sessions_of_erased_visitors_are_forgotten_and_no_others(
+    erased: tuple[str, ...], ended: dict[float, float]
+) -> None:
+    plugin = started(UserBehavior)
+    visitor = {**event("w", 3), "user_id": None, "anonymous_id": "w"}
+    plugin.process(batch([event("u", 0), event("v", 1), event("u", 2), visitor]))
+    plugin.erase("another", ["u", "v", "w"])
+    plugin.erase("default", erased)
+    moved = started(UserBehavior)
+    moved.import_state(plugin.export_state(), 2)
+    for kept in (plugin, moved):
+        assert values(kept.process(quiet(60)), "sessions_ended") == ended

@@ -1,0 +1,93 @@
+"""The visitors of one snapshot: its events in user order, narrowed to the question's cohort."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from analytics_core.errors import QueryError
+from analytics_core.events import micros
+from analytics_core.lake.user_order import I64, U64
+from analytics_core.metrics.filters import Field, Filter
+from analytics_core.queries.cohorts import members
+from analytics_core.queries.filters import parse_filters
+from analytics_core.queries.marks import Asked, Meant
+from analytics_core.queries.ranges import ALL_TIME
+from analytics_core.queries.user_order import View
+from analytics_core.records import Json, UserOrder
+
+if TYPE_CHECKING:
+    from analytics_core.queries.reader import Reader
+
+Step = TypeVar("Step")
+
+
+class Visitors:
+    """Reads what `Reader.in_user_order` gives. ``order`` gives the view of the reader's snapshot, once."""
+
+    def __init__(self, reader: Reader, order: Callable[[Reader], View]) -> None:
+        self._reader = reader
+        self._order = order
+
+    @cached_property
+    def view(self) -> View:
+        return self._order(self._reader)
+
+    @cached_property
+    def cohort(self) -> U64 | None:
+        """The keys of those that are asked for, ascending; None for all."""
+        spec = self._reader.to_spec()
+        if spec.cohort is None:
+            return None
+
+        def fold(step: Callable[[UserOrder], U64], marks: Mapping[str, tuple[Filter, ...]]) -> list[U64]:
+            whole = micros(ALL_TIME.start), micros(ALL_TIME.end)
+            return self._fold(step, Asked((), marks, {}, *whole, marked_only=False), None)
+
+        return members(spec.cohort, micros(spec.range.end), fold)
+
+    def places(self) -> I64:
+        """The log positions of the events that are asked for, for SQL."""
+        spec = self._reader.to_spec()
+        asked = Asked((), {}, {}, micros(spec.range.start), micros(spec.range.end), marked_only=False)
+        found = self._fold(lambda part: part.seq.copy(), asked, self.cohort)
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def fold(
+        self,
+        step: Callable[[UserOrder], Step],
+        marks: Mapping[str, Json],
+        values: Sequence[str],
+        since: datetime | None,
+        *,
+        marked_only: bool,
+    ) -> list[Step]:
+        """As `EventReader.in_user_order`."""
+        spec = self._reader.to_spec()
+        low = spec.range.start if since is None else min(since, spec.range.start)
+        asked = Asked(
+            filters=spec.filters,
+            marks={mark: parse_filters(given, mark) for mark, given in marks.items()},
+            values={name: Field.of(name, "values") for name in values},
+            low=micros(low),
+            high=micros(spec.range.end),
+            marked_only=marked_only,
+        )
+        return self._fold(step, asked, self.cohort)
+
+    def _fold(self, step: Callable[[UserOrder], Step], asked: Asked, cohort: U64 | None) -> list[Step]:
+        limits = self._reader.to_spec().limits
+        meant = Meant(self._reader, self.view.names, self.view.columns, asked)
+        until = time.monotonic() + limits.seconds
+
+        def go_on() -> None:
+            self._reader.check_open()
+            if time.monotonic() > until:
+                raise QueryError(limits.late)
+
+        return self.view.fold(step, meant, cohort, limits.threads, go_on)

@@ -1,0 +1,225 @@
+"""What `changes` counts: by day of two equally long times, events by name, visitors, sessions and conversions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+from zoneinfo import ZoneInfo
+
+import numpy as np
+
+from analytics_core import EventReader, TimeRange, UserOrder
+from analytics_user_behavior.columns import I64, U64, Mask
+from analytics_user_behavior.days import integers
+
+_DAY = timedelta(days=1)
+_WEEK = 7
+_MICROSECOND = timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_COUNTS = """
+SELECT name, (epoch_us(timestamp) - $low) // $cell AS cell, count(*) AS n
+FROM events WHERE epoch_us(timestamp) >= $low AND epoch_us(timestamp) < $high GROUP BY ALL
+"""
+
+
+class Days(NamedTuple):
+    """An even number of days up to the range's end, by the wall clock, each from its time of day on.
+
+    ``edges``: microseconds UTC, shape ``(days + 1,)``.
+    """
+
+    edges: I64
+    timezone: str
+
+    @property
+    def half(self) -> int:
+        return len(self) // 2
+
+    def __len__(self) -> int:
+        return len(self.edges) - 1
+
+    def day(self, at: I64) -> I64:
+        """The number of the day, from 0, of instants inside."""
+        if self.cell != self.edges[1] - self.edges[0]:
+            return np.searchsorted(self.edges, at, side="right") - 1
+        day: I64 = (at - self.edges[0]) // self.cell
+        return day
+
+    @property
+    def cell(self) -> int:
+        """The longest time, in microseconds, of which every day is a multiple: a day unless the clocks change."""
+        return int(np.gcd.reduce(np.diff(self.edges)))
+
+    def begin(self, day: int) -> datetime:
+        """In UTC."""
+        return datetime.fromtimestamp(int(self.edges[day]) / 1_000_000, UTC)
+
+    def inside(self, at: I64) -> Mask:
+        kept: Mask = (at >= self.edges[0]) & (at < self.edges[-1])
+        return kept
+
+
+def compared_days(asked: TimeRange, first: datetime) -> Days | None:
+    """As many whole days before the end of the range as are in it, half of them in each half; whole weeks from two on,
+    so that both have the same weekdays. None for fewer than two days.
+
+    Days before the ``first`` event are not compared, nor is its own, unless that is the range's first.
+    """
+    zone = ZoneInfo(asked.timezone)
+    end = asked.end.astimezone(zone).replace(tzinfo=None)
+    start = first if first - asked.start >= _DAY else asked.start
+    half = (end - start.astimezone(zone).replace(tzinfo=None)) // _DAY // 2
+    half -= half % _WEEK if half >= _WEEK else 0
+    if not half:
+        return None
+    walls = [end - days * _DAY for days in range(2 * half, 0, -1)]
+    instants = [*(wall.replace(tzinfo=zone) for wall in walls), asked.end]
+    return Days(np.array([(at - _EPOCH) // _MICROSECOND for at in instants], np.int64), asked.timezone)
+
+
+def event_counts(events: EventReader, days: Days) -> dict[str, I64]:
+    """Events by name and day, shape ``(days,)`` each; the most frequent first."""
+    low, high, cell = int(days.edges[0]), int(days.edges[-1]), days.cell
+    table = events.sql(_COUNTS, {"low": low, "high": high, "cell": cell})
+    counts: dict[str, I64] = {}
+    day = days.day(integers(table["cell"]) * cell + low)
+    for name, at, n in zip(table["name"].to_pylist(), day.tolist(), table["n"].to_pylist(), strict=True):
+        counts.setdefault(name, np.zeros(len(days), np.int64))[at] += n
+    return dict(sorted(counts.items(), key=lambda entry: (-int(entry[1].sum()), entry[0])))
+
+
+class Steps(NamedTuple):
+    """The events of some visitors inside the days, in user order, shape ``(n,)`` each.
+
+    ``name`` and ``following`` are codes, -1 for none: that of the event, and that of the visitor's next one if it
+    comes within the session gap. ``begins``: whether the event is the first of its session.
+    """
+
+    inside: Mask
+    user: I64
+    day: I64
+    name: I64
+    following: I64
+    begins: Mask
+
+
+def steps(part: UserOrder, days: Days, names: Sequence[str], gap: int) -> Steps:
+    """``gap`` is in microseconds."""
+    inside = days.inside(part.at)
+    user, at, session = part.user()[inside], part.at[inside], part.session[inside]
+    code = {name: number for number, name in enumerate(names)}
+    name = np.array([code.get(word, -1) for word in part.names], np.int64)[part.name[inside]]
+    following = np.full(len(user), -1)
+    next_to = (user[1:] == user[:-1]) & (np.diff(at) <= gap)
+    following[:-1][next_to] = name[1:][next_to]
+    return Steps(inside, user, days.day(at), name, following, _begins(user, at, session, gap))
+
+
+def _begins(user: I64, at: I64, session: U64, gap: int) -> Mask:
+    """A session is one of the client's ids, or events without one of which each follows another within ``gap``."""
+    by = np.lexsort((session, user)) if session.any() else np.arange(len(user))
+    user, at, session = user[by], at[by], session[by]
+    begins = np.ones(len(user), np.bool_)
+    if len(user):
+        apart = (np.diff(at) > gap) & (session[1:] == 0)
+        begins[by[1:]] = (user[1:] != user[:-1]) | (session[1:] != session[:-1]) | apart
+    return begins
+
+
+class Visits(NamedTuple):
+    """``visitors`` and ``sessions`` by day, shape ``(days,)``; ``seen``: visitors in the first half, in the second and
+    in both; ``pairs``: how often one name is followed by another, shape ``(names, names)``."""
+
+    visitors: I64
+    sessions: I64
+    seen: I64
+    pairs: I64
+
+
+def visits(events: EventReader, days: Days, names: Sequence[str], gap: int) -> Visits:
+    def tally(part: UserOrder) -> Visits:
+        found = steps(part, days, names, gap)
+        person = part.known[found.user]
+        user, day = found.user[person], found.day[person]
+        halves = distinct(user * 2 + (day >= days.half))
+        both = int((np.diff(halves // 2) == 0).sum())
+        after = int((halves % 2).sum())
+        pair = (found.name >= 0) & (found.following >= 0) & (found.name != found.following)
+        number = found.name[pair] * len(names) + found.following[pair]
+        return Visits(
+            visitors=np.bincount(distinct(user * len(days) + day) % len(days), minlength=len(days)),
+            sessions=np.bincount(found.day[found.begins], minlength=len(days)),
+            seen=np.array([len(halves) - after, after, both]),
+            pairs=np.bincount(number, minlength=len(names) ** 2).reshape(len(names), len(names)),
+        )
+
+    none = np.zeros(len(days), np.int64)
+    total = Visits(none, none, np.zeros(3, np.int64), np.zeros((len(names), len(names)), np.int64))
+    for each in events.in_user_order(tally):
+        total = Visits._make(so_far + more for so_far, more in zip(total, each, strict=True))
+    return total
+
+
+class Conversion(NamedTuple):
+    """Visitors who had one event, and those of them who went on to another at once: by day, shape ``(days,)``, and by
+    half, ``(2,)``. ``keys``: the latter by half."""
+
+    tried: I64
+    went_on: I64
+    tried_in: I64
+    went_on_in: I64
+    keys: tuple[U64, U64]
+
+
+def conversions(
+    events: EventReader, days: Days, names: Sequence[str], pairs: Sequence[tuple[int, int]], gap: int
+) -> list[Conversion]:
+    """Of each pair of codes; a visitor counts once in each day and once in each half."""
+
+    def tally(part: UserOrder) -> list[Conversion]:
+        found = steps(part, days, names, gap)
+        return [_conversion(part, found, days, *pair) for pair in pairs]
+
+    folded = events.in_user_order(tally)
+    return [_summed([each[number] for each in folded], len(days)) for number in range(len(pairs))]
+
+
+def _conversion(part: UserOrder, found: Steps, days: Days, first: int, second: int) -> Conversion:
+    here = np.flatnonzero((found.name == first) & part.known[found.user])
+    gone = here[found.following[here] == second]
+
+    def counted(at: I64) -> tuple[I64, I64]:
+        by_day = distinct(found.user[at] * len(days) + found.day[at]) % len(days)
+        return np.bincount(by_day, minlength=len(days)), distinct(found.user[at] * 2 + (found.day[at] >= days.half))
+
+    tried, tried_in = counted(here)
+    went_on, went_on_in = counted(gone)
+    keys = part.key[went_on_in // 2]
+    late = went_on_in % 2 == 1
+    return Conversion(
+        tried, went_on, np.bincount(tried_in % 2, minlength=2), np.bincount(went_on_in % 2, minlength=2),
+        (keys[~late], keys[late]),
+    )  # fmt: skip
+
+
+def _summed(parts: Sequence[Conversion], days: int) -> Conversion:
+    none, halves = np.zeros(days, np.int64), np.zeros(2, np.int64)
+    return Conversion(
+        tried=sum((part.tried for part in parts), none),
+        went_on=sum((part.went_on for part in parts), none),
+        tried_in=sum((part.tried_in for part in parts), halves),
+        went_on_in=sum((part.went_on_in for part in parts), halves),
+        keys=(_joined([part.keys[0] for part in parts]), _joined([part.keys[1] for part in parts])),
+    )
+
+
+def _joined(keys: Sequence[U64]) -> U64:
+    """Parts come in the order of their keys, so the whole is in order."""
+    return np.concatenate([np.zeros(0, np.uint64), *keys])
+
+
+def distinct(ordered: I64) -> I64:
+    """The values of an array that does not fall, each once."""
+    kept: Mask = np.concatenate([np.ones(min(len(ordered), 1), np.bool_), np.diff(ordered) > 0])
+    return ordered[kept]

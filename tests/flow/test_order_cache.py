@@ -1,0 +1,240 @@
+"""The user-order cache: what sorting everything anew would give, whatever happens to lake, log and files."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from analytics_core import UserOrder
+from analytics_core.errors import BuildingError
+from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
+from analytics_core.lake import RetentionPolicy, value_column
+from analytics_core.lake.delta import DeltaStore
+from analytics_core.log.segments import SegmentLog
+from analytics_core.queries import order_cache, user_order
+from analytics_core.queries.history import ALL_TIME, History
+from analytics_core.queries.reader import Limits, Reader
+from analytics_core.testing import batch
+
+NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
+
+
+class House:
+    """A real log and lake, and what the store writer does, step by step."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log = SegmentLog(directory / "log" / "p0", segment_bytes=4096, disk_reserve_bytes=0)
+        self.store = DeltaStore(directory / "lake")
+        self.history = self.opened()
+
+    def opened(self, limits: Limits = Limits()) -> History:  # noqa: B008  frozen
+        return History(self.log, self.store, cache=self.directory / "cache", limits=limits)
+
+    def reopen(self) -> None:
+        self.history.close()
+        self.history = self.opened()
+
+    def post(self, rows: list[dict[str, Any]], tenant: str = "default") -> None:
+        first = self.log.durable
+        made = batch([{"event_id": f"e{first + i}", **row} for i, row in enumerate(rows)], tenant).record_batch
+        self.log.append([pa.RecordBatch.from_arrays(made.columns[2:], schema=UNPLACED_SCHEMA)], NOW)
+
+    def store_all(self) -> None:
+        batches, at = [], self.store.position
+        while at < self.log.durable:
+            read, at = self.log.read(at)
+            batches += [b.record_batch for b in read if len(b)]
+        self.store.append(pa.Table.from_batches(batches, schema=SCHEMA), self.log.durable)
+
+    def check(self, tenant: str = "default") -> int:
+        """That the cache gives what is there; how many events that was."""
+        with self.history.reader(tenant, ALL_TIME) as reader:
+            cached = list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
+            reader._view = user_order.view_of(reader)
+            assert cached == list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
+        return len(cached)
+
+    @property
+    def runs(self) -> list[Path]:
+        return sorted((self.directory / "cache").glob("*/run-*"))
+
+    def close(self) -> None:
+        self.history.close()
+        self.store.close()
+        self.log.close()
+
+
+PLANS = ["pro", "free", 'a "b"']
+NUMBERS = [3, 5.0, 3.5, "3", True, None, [1], {"deep": 1}, -(2**40)]
+ASKED: dict[str, Any] = {
+    "marks": {
+        "buys": {"event": "buy"},
+        "pro buys": {"event": ["buy", "view"], "properties.plan": "pro"},
+        "large": {"properties.n": {">": 3}},
+        "texts": {"properties.n": ["3", 5, True, None]},
+        "others": {"properties.plan": {"!=": "pro"}, "context.os.name": {"exists": True}},
+    },
+    "values": ["properties.plan", "properties.n", "context.os.name"],
+}
+
+
+def told(part: UserOrder) -> list[tuple[Any, ...]]:
+    """Each event in full, without codes."""
+    columns = [column.tolist() for column in part.marks.values()]
+    for field, codes in part.values.items():
+        columns.append([part.words[field][code] if code >= 0 else None for code in codes.tolist()])
+    keys, first = part.key[part.user()].tolist(), part.first_at[part.user()].tolist()
+    names = [part.names[code] for code in part.name.tolist()]
+    return list(
+        zip(keys, first, part.at.tolist(), part.seq.tolist(), names, part.session.tolist(), *columns, strict=True)
+    )
+
+
+def some(dice: random.Random, count: int, day: int = 0) -> list[dict[str, Any]]:
+    return [
+        {
+            "event": dice.choice(["view", "cart", "buy", f"rare{dice.randrange(50)}"]),
+            "user_id": dice.choice([f"u{dice.randrange(20)}", None]),
+            "anonymous_id": dice.choice([f"a{dice.randrange(5)}", None]),
+            "session_id": dice.choice([f"s{dice.randrange(5)}", None]),
+            "timestamp": NOW + timedelta(days=day, seconds=dice.randrange(60)),
+            "properties": dice.choice(
+                [{}, {"plan": dice.choice(["pro", "free", 'a "b"'])}, {"n": dice.choice(NUMBERS)}]
+            ),
+            "context": dice.choice([{}, {"os": {"name": "linux"}}, {"os": "linux"}]),
+            "received_at": NOW + timedelta(days=day, seconds=60),
+        }
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """With limits so small that a few events are written to files, merged and cut into parts."""
+    monkeypatch.setattr(order_cache, "FLUSH", 40)
+    monkeypatch.setattr(order_cache, "_SMALL", 8)
+    monkeypatch.setattr(order_cache, "_BLOCK", 16)
+    monkeypatch.setattr(user_order, "PART", 30)
+    made = House(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_happens_the_cache_gives_what_is_there(house: House, seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(25):
+        match dice.choice(["post", "post", "post", "many", "store", "compact", "retain", "reopen", "ask", "other"]):
+            case "post":
+                house.post(some(dice, dice.randrange(1, 9), dice.randrange(3)))
+            case "many":
+                house.post(some(dice, 60, dice.randrange(3)))
+            case "store":
+                house.store_all()
+            case "compact":
+                house.store.compact()
+            case "retain":
+                house.store.retain(RetentionPolicy(1), NOW + timedelta(days=dice.randrange(5)), confirmed=True)
+            case "reopen":
+                house.reopen()
+            case "other":
+                house.post(some(dice, 5), "another")
+        house.check()
+    house.check("another")
+
+
+def test_a_field_of_too_many_values_is_asked_of_sql(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(value_column, "MOST_WORDS", 2)
+    house.post(some(random.Random(1), 60))
+    assert house.check() > 0
+    house.reopen()
+    assert house.check() > 0
+
+
+def test_an_earlier_snapshot_does_not_see_what_came_later(house: House) -> None:
+    house.post([{"event": "a", "user_id": "u"}])
+    with house.history.reader("default", ALL_TIME) as before:
+        house.post([{"event": "b", "user_id": "u"}])
+        assert house.check() == 2
+        assert before.in_user_order(len) == [1]
+
+
+def test_what_a_question_has_read_is_there_after_a_restart(house: House) -> None:
+    house.post(some(random.Random(1), 200))
+    house.store_all()
+    events = house.check()
+    house.reopen()
+    kept = house.runs
+    assert kept
+    assert house.check() == events
+    assert house.runs == kept
+
+
+@pytest.mark.parametrize("harm", ["torn", "gone", "garbled", "format"])
+def test_files_that_cannot_be_used_are_made_anew(house: House, harm: str) -> None:
+    house.post(some(random.Random(1), 200))
+    events = house.check()
+    house.history.close()
+    listing = house.directory / "cache" / "default" / "order.json"
+    match harm:
+        case "torn":
+            (house.runs[0] / "at").write_bytes(b"half")
+        case "gone":
+            (house.runs[0] / "name").unlink()
+        case "garbled":
+            listing.write_text("{")
+        case "format":
+            listing.write_text(listing.read_text().replace('"format":1', '"format":0'))
+    house.history = house.opened()
+    assert house.check() == events
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(house: House) -> None:
+    (house.directory / "cache").write_text("no folder")
+    house.post(some(random.Random(1), 200))
+    house.store_all()
+    assert house.check() > 0
+    house.post(some(random.Random(2), 100))
+    assert house.check() > 0
+
+
+def test_a_tenant_that_is_dropped_has_no_files_and_is_read_anew(house: House) -> None:
+    house.post(some(random.Random(1), 200))
+    events = house.check()
+    house.reopen()
+    assert house.runs
+    house.history.forget("default")
+    assert not house.runs
+    assert house.check() == events
+
+
+def test_a_question_does_not_wait_for_ever_for_what_is_being_made(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.post(some(random.Random(1), 100))
+    house.store_all()
+    house.history.close()
+    house.history = house.opened(Limits(seconds=0.05))
+    go_on = threading.Event()
+    stream = Reader.stream
+
+    def slow(self: Reader, *asked: Any) -> Iterator[pa.RecordBatch]:
+        go_on.wait(30)
+        yield from stream(self, *asked)
+
+    monkeypatch.setattr(Reader, "stream", slow)
+    with house.history.reader("default", ALL_TIME) as reader, pytest.raises(BuildingError, match="ask again"):
+        reader.in_user_order(len)
+    go_on.set()
+    house.history.close()  # waits for what is under way
+    house.history = house.opened()
+    assert house.check() > 0
