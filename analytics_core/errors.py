@@ -197,6 +197,12 @@ class QueryError(RequestError):
     title = "Query not answered"
 
 
+class BudgetError(QueryError):
+    """A question takes more time or memory than one may; the text says how to ask for less."""
+
+    title = "Over budget"
+
+
 class StoppingError(QueryError):
     """A query that the end of the host cuts off, or that comes after it: another host, or a later one, answers it."""
 

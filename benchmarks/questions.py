@@ -13,124 +13,23 @@ import shutil
 import statistics
 import tempfile
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from benchmarks import load
 from benchmarks import questions_sql as sql
-from benchmarks.questions_data import DAYS, Month, month
+from benchmarks.questions_asked import PATIENCE, QUESTIONS, Answer, Asked, MissingError
+from benchmarks.questions_data import Month, month
 from benchmarks.server import Server
 
 MANIFESTS = Path(__file__).parent / "manifests"
 DEFAULT_DATA = Path(tempfile.gettempdir()) / "analytics-benchmarks"
 INGEST_RATE = 50_000
-_PATIENCE = 600.0
-Answer = dict[str, Any]
-
-
-class MissingError(Exception):
-    """The server does not answer this question; the text says why."""
-
-
-class Asked(NamedTuple):
-    """One of the seven. ``figures`` and ``yardstick`` make comparable figures of our answer and of DuckDB's."""
-
-    name: str
-    limit_ms: int
-    send: Callable[[Server, datetime, datetime], Answer]
-    query: str
-    figures: Callable[[Answer], Any]
-    yardstick: Callable[[pa.Table], Any]
-
-
-def metric(name: str, interval: str) -> Callable[[Server, datetime, datetime], Answer]:
-    def send(server: Server, start: datetime, end: datetime) -> Answer:
-        asked = {"metrics": name, "interval": interval, "startDate": start.isoformat(), "endDate": end.isoformat()}
-        return _answer(server, f"/api/v1/metrics?{urllib.parse.urlencode(asked)}")
-
-    return send
-
-
-def analysis(name: str, parameters: Mapping[str, Any]) -> Callable[[Server, datetime, datetime], Answer]:
-    def send(server: Server, start: datetime, end: datetime) -> Answer:
-        body = {**parameters, "timeRange": {"start": start.isoformat(), "end": end.isoformat()}}
-        return _answer(server, f"/api/v1/analyses/{name}", body)
-
-    return send
-
-
-def _answer(server: Server, path: str, body: Answer | None = None) -> Answer:
-    data = None if body is None else msgspec.json.encode(body)
-    request = urllib.request.Request(f"{server.url}{path}", data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as reply:
-            return msgspec.json.decode(reply.read(), type=dict[str, Any])
-    except urllib.error.HTTPError as error:
-        raise MissingError(f"{error.code}: {json.loads(error.read()).get('detail', error.reason)}") from None
-
-
-def _points(answer: Answer) -> list[float]:
-    return [point["value"] for point in answer["metrics"][0]["points"] if point["value"]]
-
-
-def _column(name: str) -> Callable[[pa.Table], list[Any]]:
-    return lambda table: table.column(name).to_pylist()
-
-
-def _rows(answer: Answer, *names: str) -> list[tuple[Any, ...]]:
-    return [tuple(row[name] for name in names) for row in answer["data"]]
-
-
-_RETENTION: Answer = {"start": {"event": sql.RETENTION[0]}, "return": {"event": sql.RETENTION[1]}, "period": "day"}
-_RETENTION |= {"periods": DAYS - 1}
-_OUTSIDE = {"(entry)", "(exit)"}
-_SESSIONS = ("sessions", "users", "median_duration", "bounce_rate")
-QUESTIONS = (
-    Asked("daily counts", 100, metric("page_view", "day"), sql.COUNTS, _points, _column("events")),
-    Asked("daily uniques", 200, metric("visitors", "day"), sql.UNIQUES, _points, _column("visitors")),
-    Asked("percentiles per minute", 300, metric("duration_p95", "minute"), sql.PERCENTILES, _points, _column("p95")),
-    Asked(
-        "retention",
-        300,
-        analysis("retention", _RETENTION),
-        sql.FIRST_TIME_RETENTION,
-        lambda answer: sum(row["returned"] for row in answer["data"] if row["cohort"] and row["period"] > 0),
-        lambda table: sum(table.column("users").to_pylist()),
-    ),
-    Asked(
-        "3-step funnel",
-        300,
-        analysis("funnel", {"steps": [{"event": name} for name in sql.FUNNEL], "window": "1d"}),
-        sql.FUNNEL_OF_THREE,
-        lambda answer: [row["users"] for row in answer["data"]],
-        lambda table: list(table.to_pylist()[0].values()),
-    ),
-    Asked(
-        "sessions",
-        200,
-        analysis("sessions", {}),
-        sql.SESSIONS,
-        lambda answer: _rows(answer, *_SESSIONS),
-        lambda table: [tuple(row[name] for name in _SESSIONS) for row in table.to_pylist()],
-    ),
-    Asked(
-        "paths",
-        250,
-        analysis("paths", {"mode": "transitions", "by": "user", "collapse": False, "limit": 20}),
-        sql.TRANSITIONS,
-        lambda answer: sorted(row["transitions"] for row in answer["data"] if not {row["from"], row["to"]} & _OUTSIDE),
-        lambda table: sorted(table.column("n").to_pylist()),
-    ),
-)
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -155,12 +54,11 @@ def measure(events: int, runs: int, root: Path = DEFAULT_DATA, *, ingest: bool =
         _caught_up(server)
         for asked in QUESTIONS:
             answers[asked.name] = _warm(asked, server, made, runs, rows[asked.name])
+            print(json.dumps(rows[asked.name]), flush=True)
         report |= {"rss_mb": round(server.rss_mb()), "peak_rss_mb": _peak_mb(server)}
     _measure_yardstick(made, runs, rows, answers)
     if ingest:
         report["ingest"] = _under_load(made, runs, rows)
-    for row in rows.values():
-        print(json.dumps(row), flush=True)
     print(_drawn(list(rows.values())), flush=True)
     return {**report, "questions": list(rows.values())}
 
@@ -265,13 +163,23 @@ def _under_load(made: Month, runs: int, rows: dict[str, dict[str, Any]]) -> dict
         copied = made.copy(Path(folder))
         with _serving(copied) as server, _loading(server):
             time.sleep(3)
+            began, position = time.monotonic(), _taken(server)
             for asked in QUESTIONS:
                 row = rows[asked.name]
                 if "missing" not in row:
                     tomorrow = copied.end + timedelta(days=2)
                     row["loaded_ms"] = _median(asked, server, copied, runs, tomorrow)
                     row["loaded_ratio"] = round(row["loaded_ms"] / row["warm_ms"], 2)
-            return {"rss_mb": round(server.rss_mb()), "peak_rss_mb": _peak_mb(server), "lag": server.lag()}
+            rate = (_taken(server) - position) / (time.monotonic() - began)
+            memory = {"rss_mb": round(server.rss_mb()), "peak_rss_mb": _peak_mb(server)}
+            return {"events_per_s": round(rate), "lag": server.lag(), **memory}
+
+
+def _taken(server: Server) -> int:
+    """How far the lane is that follows the log at once."""
+    lanes = server.get("/api/v1/lanes")["lanes"]
+    assert isinstance(lanes, list)
+    return int(next(lane["position"] for lane in lanes if lane["name"] == "live-metrics"))
 
 
 @contextmanager
@@ -287,7 +195,7 @@ def _loading(server: Server) -> Iterator[None]:
 
 
 def _load(port: int) -> None:
-    asyncio.run(load.run(port, batch=1000, connections=8, seconds=_PATIENCE, rate=INGEST_RATE))
+    asyncio.run(load.run(port, batch=1000, connections=8, seconds=PATIENCE, rate=INGEST_RATE))
 
 
 def _drawn(rows: list[dict[str, Any]]) -> str:

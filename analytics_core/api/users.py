@@ -75,9 +75,11 @@ def _close(lines: Iterator[bytes]) -> None:
     """Give back the snapshot that is read; when the request was cancelled, its last step first comes to its end."""
     while isinstance(lines, Generator):
         try:
-            return lines.close()
+            lines.close()
         except ValueError:  # it is executing
             time.sleep(_AGAIN_SECONDS)
+        else:
+            break
 
 
 OPERATIONS: Final = (

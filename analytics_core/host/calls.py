@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from analytics_core.errors import (
+    BudgetError,
+    BuildingError,
     HookFailedError,
     MalformedBodyError,
     NotFoundError,
@@ -53,6 +55,7 @@ class Calls:
 
         :raises NotFoundError: for an unknown analysis.
         :raises ParameterError: when the plugin or the reader refuses a parameter, which is no failure of the plugin.
+        :raises BudgetError, BuildingError: when the question is too large, or comes too early: no failure either.
         :raises PluginUnavailableError: while the plugin is not running.
         :raises HookFailedError: when it fails; `HookTimeoutError` when it takes too long.
         """
@@ -63,7 +66,7 @@ class Calls:
             try:
                 answer: Answer = await runtime.acall("insight", seconds, question=question, events=reader)
             except HookFailedError as failure:
-                if isinstance(failure.__cause__, ParameterError):
+                if isinstance(failure.__cause__, ParameterError | BudgetError | BuildingError):
                     raise failure.__cause__ from failure
                 raise
         return answer

@@ -22,7 +22,7 @@ from msgspec import Struct
 from analytics_core.lake.durable import sync_file
 from analytics_core.lake.user_order import COLUMNS, EMPTY, Run
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _LISTING: Final = "order.json"
 _TYPES: Final[dict[str, Any]] = {"key": np.dtype(np.uint64), "end": np.dtype(np.int64), **COLUMNS}
 

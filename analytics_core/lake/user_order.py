@@ -19,6 +19,7 @@ from analytics_core.hashing import hash_strings
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U64 = npt.NDArray[np.uint64]
+U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 COLUMNS: Final = {
@@ -26,8 +27,12 @@ COLUMNS: Final = {
     "place": np.dtype(np.int64),
     "name": np.dtype(np.int32),
     "session": np.dtype(np.uint64),
+    "flags": np.dtype(np.uint8),
 }
 """Of each event. ``place`` is its position in the log: ``partition << 48 | seq``."""
+LATE: Final = 1
+BOT: Final = 2
+"""The bits of ``flags``."""
 
 _SESSIONS: Final = 0x5E55
 """The seed by which session ids are hashed, so that none equals a visitor's key."""
@@ -78,7 +83,8 @@ class Run(Struct, frozen=True, eq=False):
 
     ``key`` (users,): the visitors, ascending; odd for a person, even for a session of nobody. ``end`` (users,): one
     past the last event of each. Of each event, shape ``(n,)``: ``at`` (microseconds UTC), ``place`` (log position),
-    ``name`` (a code), ``session`` (a hash, 0 for none). The events of a visitor are in the order of (at, place).
+    ``name`` (a code), ``session`` (a hash, 0 for none), ``flags`` (`LATE`, `BOT`). The events of a visitor are in the
+    order of (at, place).
 
     Two 64-bit hashes are taken for different ids: among ten million visitors that is wrong once in 180,000 data sets.
     """
@@ -89,6 +95,7 @@ class Run(Struct, frozen=True, eq=False):
     place: I64
     name: I32
     session: U64
+    flags: U8
 
     def __len__(self) -> int:
         return len(self.at)
@@ -129,9 +136,15 @@ class Run(Struct, frozen=True, eq=False):
         """The visitors for which ``kept`` holds, shape ``(users,)``."""
         if kept.all():
             return self
-        counts = np.diff(self.end, prepend=0)
-        events = np.repeat(kept, counts)
-        return Run(self.key[kept], np.cumsum(counts[kept]), *(getattr(self, name)[events] for name in COLUMNS))
+        counts = np.diff(self.end, prepend=0)[kept]
+        end = np.cumsum(counts)
+        events = np.arange(end[-1] if len(end) else 0) + np.repeat(self.start[kept] - (end - counts), counts)
+        return Run(self.key[kept], end, *(getattr(self, name)[events] for name in COLUMNS))
+
+    def renamed(self, keys: U64) -> Run:
+        """The same events of other visitors: ``keys`` (users,) are theirs, of which some may be the same."""
+        whose = np.diff(self.end, prepend=0)
+        return ordered(np.repeat(keys, whose), *(getattr(self, name) for name in COLUMNS))
 
     def among(self, keys: U64) -> Mask:
         """Which visitors are in ``keys``, which ascend; shape ``(users,)``."""
@@ -145,17 +158,17 @@ class Run(Struct, frozen=True, eq=False):
 EMPTY: Final = Run(np.zeros(0, np.uint64), np.zeros(0, np.int64), *(np.zeros(0, kind) for kind in COLUMNS.values()))
 
 
-def ordered(key: U64, at: I64, place: I64, name: I32, session: U64) -> Run:
+def ordered(key: U64, at: I64, place: I64, name: I32, session: U64, flags: U8) -> Run:
     """A run of events in any order; those with key 0 are left out. Fastest when they come in the order of time."""
     if not key.all():
         some = key != 0
-        key, at, place, name, session = (column[some] for column in (key, at, place, name, session))
+        key, at, place, name, session, flags = (column[some] for column in (key, at, place, name, session, flags))
     users, code = np.unique(key, return_inverse=True)
     by = np.arange(len(place))
     for values in (place, at, code):
         by = by[_stable(values[by])]
     end = np.cumsum(np.bincount(code, minlength=len(users)))
-    return Run(users, end, at[by], place[by], name[by], session[by])
+    return Run(users, end, at[by], place[by], name[by], session[by], flags[by])
 
 
 def _stable(values: npt.NDArray[Any]) -> I64:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -25,8 +25,11 @@ from analytics_core.lake.order_files import Listing, OrderFiles, StoredRun
 from analytics_core.lake.user_order import EMPTY, Run, concatenated, cuts, joined, settled
 from analytics_core.lake.value_column import ValueColumn
 from analytics_core.metrics.filters import Field
+from analytics_core.queries.identity import Identity
+from analytics_core.queries.identity.persons import KINDS
+from analytics_core.queries.levels import Level, joined_level, rejoined
 from analytics_core.queries.marks import PLACE, Columns, Places
-from analytics_core.queries.user_order import ROWS, Level, View, Words, run_of
+from analytics_core.queries.user_order import ROWS, View, Words, run_of
 from analytics_core.queries.value_columns import ValueColumns
 
 FLUSH: Final = 1 << 21
@@ -37,6 +40,8 @@ _FACTOR: Final = 4
 """A run in a file is at least so many times as large as the one after it, or they become one."""
 _BLOCK: Final = 1 << 20
 """Events that are merged at a time."""
+LINKS: Final = frozenset(KINDS)
+NOBODY: Final = Identity()
 _log = structlog.get_logger(__name__)
 
 
@@ -54,6 +59,7 @@ class Source(Protocol):
     @property
     def patience(self) -> float: ...
 
+    def identity(self) -> Identity: ...
     def tail(self, position: int) -> pa.Table: ...
     def ever(self, query: str, parameters: Mapping[str, Any]) -> pa.Table: ...
     def stream(self, query: str, parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]: ...
@@ -61,9 +67,10 @@ class Source(Protocol):
 
 
 class Piece(NamedTuple):
-    """A level and what of the log is in it and those before it: all below ``upto``, ``seen`` events; ``stored`` is its
-    place in the files, None for one in memory."""
+    """A run of ids and what of the log is in it and those before it: all below ``upto``, ``seen`` events; ``stored`` is
+    its place in the files, None for one in memory. ``level`` has its ids joined to persons."""
 
+    run: Run
     level: Level
     upto: int
     seen: int
@@ -75,6 +82,7 @@ class Held(Struct, frozen=True, eq=False):
 
     pieces: tuple[Piece, ...]
     names: Words
+    identity: Identity = NOBODY
 
     @property
     def upto(self) -> int:
@@ -84,9 +92,13 @@ class Held(Struct, frozen=True, eq=False):
     def seen(self) -> int:
         return self.pieces[-1].seen if self.pieces else 0
 
+    def replaced(self, at: int, count: int, piece: Piece) -> Held:
+        """With ``piece`` instead of ``count`` others from ``at`` on."""
+        return Held((*self.pieces[:at], piece, *self.pieces[at + count :]), self.names, self.identity)
+
     @property
     def in_memory(self) -> int:
-        return sum(len(piece.level) for piece in self.pieces if piece.stored is None)
+        return sum(len(piece.run) for piece in self.pieces if piece.stored is None)
 
     def view(self, position: int, columns: Columns) -> View:
         """The events below ``position``, which is not beyond ``upto``."""
@@ -94,8 +106,7 @@ class Held(Struct, frozen=True, eq=False):
         for piece in self.pieces:
             level = piece.level
             if piece.upto > position:
-                whole = level.span(0, 2**64)
-                level = Level(whole.where(whole.place < position))
+                level = joined_level(piece.run.where(piece.run.place < position), self.identity)
             levels.append(level)
         return View([level for level in levels if len(level)], self.names.words, columns)
 
@@ -121,6 +132,7 @@ class OrderCache:
             self._wait(tenant, "order", tenant.bring, source.patience)
         with tenant.locked(source.patience):
             tenant.forward(source)
+            tenant.join(source)
             view = tenant.held.view(source.position, lambda field: self._column(tenant, source, field))
         if tenant.held.in_memory >= FLUSH:
             self._later(tenant.tidy)
@@ -189,6 +201,7 @@ class _Tenant:
         self._files = files
         self._lock = threading.Lock()
         self._tidying = threading.Lock()
+        self._writing: Run | None = None
         self.held = self._restored()
 
     @contextmanager
@@ -204,7 +217,7 @@ class _Tenant:
     def _restored(self) -> Held:
         listing = self._files.listing()
         try:
-            pieces = [Piece(Level(self._files.open(run)), run.upto, run.seen, run) for run in listing.runs]
+            pieces = [_piece(self._files.open(run), run.upto, run.seen, run) for run in listing.runs]
         except OSError:
             return Held((), Words())
         return Held(tuple(pieces), Words(listing.names))
@@ -239,12 +252,12 @@ class _Tenant:
         held = self.held
         places = source.ever(f"SELECT {PLACE} AS place FROM ever", {})["place"].to_numpy()
         there = Places(places, np.ones(len(places), np.bool_), 0)
-        blocks = [piece.level for piece in held.pieces]
+        runs = [piece.run for piece in held.pieces]
 
         def kept() -> Iterator[Run]:
-            return (run.where(there.at(run.place)) for run in _blocks(blocks))
+            return (run.where(there.at(run.place)) for run in _blocks(runs))
 
-        self.held = Held((self._piece(kept, held.upto, len(places)),), held.names)
+        self.held = Held((self._joined(self._piece(kept, held.upto, len(places))),), held.names, held.identity)
 
     def _take(self, source: Source) -> None:
         held = self.held
@@ -252,10 +265,11 @@ class _Tenant:
             return
         if source.stored <= held.upto:
             rows = source.tail(held.upto)
-            piece = Piece(Level(run_of(rows, held.names)), source.position, held.seen + len(rows))
+            piece = _piece(run_of(rows, held.names), source.position, held.seen + len(rows))
         else:
             piece = self._streamed(source, held)
-        self.held = Held(_gathered((*held.pieces, piece)), held.names)
+        pieces = _gathered((*held.pieces, piece), self._writing)
+        self.held = Held((*pieces[:-1], self._joined(pieces[-1])), held.names, held.identity)
 
     def _streamed(self, source: Source, held: Held) -> Piece:
         """What is missing, out of the lake and the log, which give it in no order. What is too much is spilled."""
@@ -267,24 +281,38 @@ class _Tenant:
             runs.append(run_of(rows, held.names))
             self.read = seen = seen + len(rows)
         if len(runs) <= 1:
-            return Piece(Level(runs[0] if runs else EMPTY), source.position, seen)
-        levels = [Level(run) for run in runs]
-        return self._piece(lambda: map(settled, _blocks(levels)), source.position, seen)
+            return _piece(runs[0] if runs else EMPTY, source.position, seen)
+        return self._piece(lambda: map(settled, _blocks(runs)), source.position, seen)
 
     def _spilled(self, run: Run) -> Run:
-        return self._piece(lambda: [run], 0, 0).level.run
+        return self._piece(lambda: [run], 0, 0).run
 
     def _piece(self, runs: Callable[[], Iterable[Run]], upto: int, seen: int) -> Piece:
         """One of ``runs``, whose visitors follow one another, in a file; in memory when that cannot be written."""
         try:
             stored = self._files.write(runs(), upto, seen)
-            return Piece(Level(self._files.open(stored)), upto, seen, stored)
+            return _piece(self._files.open(stored), upto, seen, stored)
         except OSError as error:
             self._tell(error)
-            return Piece(Level(concatenated(list(runs()))), upto, seen)
+            return _piece(concatenated(list(runs())), upto, seen)
 
     def _tell(self, error: OSError) -> None:
         _log.warning("user_order_not_written", tenant=self.name, reason=str(error))
+
+    # --- persons -----------------------------------------------------------------------------------------------------
+
+    def join(self, source: Source) -> None:
+        """Join ids to persons as the events say. Under the lock."""
+        held = self.held
+        if held.identity.empty and LINKS.isdisjoint(held.names.words):
+            return  # none of the events links anything
+        identity = source.identity()
+        if identity is not held.identity:
+            pieces = [piece._replace(level=rejoined(piece.level, held.identity, identity)) for piece in held.pieces]
+            self.held = Held(tuple(pieces), held.names, identity)
+
+    def _joined(self, piece: Piece) -> Piece:
+        return piece._replace(level=joined_level(piece.run, self.held.identity))
 
     # --- files -------------------------------------------------------------------------------------------------------
 
@@ -293,27 +321,31 @@ class _Tenant:
         with self._tidying:
             pieces = self.held.pieces
             first = next((i for i, piece in enumerate(pieces) if piece.stored is None), len(pieces))
-            size = sum(len(piece.level) for piece in pieces[first:])
-            while size >= least and first and len(pieces[first - 1].level) < _FACTOR * size:
+            size = sum(len(piece.run) for piece in pieces[first:])
+            while size >= least and first and len(pieces[first - 1].run) < _FACTOR * size:
                 first -= 1
-                size += len(pieces[first].level)
+                size += len(pieces[first].run)
             try:
                 if size >= least and pieces[first:]:
+                    self._writing = pieces[-1].run
                     self._write(pieces[first:])
                 self._list()
             except OSError as error:  # the runs stay where they are, and the next start reads them anew
                 self._tell(error)
+            finally:
+                self._writing = None
 
     def _write(self, pieces: Sequence[Piece]) -> None:
         """One run in a file instead of ``pieces``, unless they are others by then."""
         last = pieces[-1]
-        stored = self._files.write(_blocks([piece.level for piece in pieces]), last.upto, last.seen)
-        made = Piece(Level(self._files.open(stored)), last.upto, last.seen, stored)
+        stored = self._files.write(_blocks([piece.run for piece in pieces]), last.upto, last.seen)
+        made = self._joined(_piece(self._files.open(stored), last.upto, last.seen, stored))
         with self._lock:
-            held = self.held.pieces
-            at = held.index(pieces[0]) if pieces[0] in held else len(held)
-            if held[at : at + len(pieces)] == tuple(pieces):
-                self.held = Held((*held[:at], made, *held[at + len(pieces) :]), self.held.names)
+            held = self.held
+            runs, gone = [piece.run for piece in held.pieces], [piece.run for piece in pieces]
+            at = next((i for i, run in enumerate(runs) if run is gone[0]), 0)
+            if all(mine is theirs for mine, theirs in zip_longest(runs[at : at + len(gone)], gone)):
+                self.held = held.replaced(at, len(gone), made)
 
     def _list(self) -> None:
         with self._lock:
@@ -334,18 +366,22 @@ def _tables(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _gathered(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-    """The last ones in memory as one, as long as each is no more than twice as large as what comes after it."""
+def _piece(run: Run, upto: int, seen: int, stored: StoredRun | None = None) -> Piece:
+    return Piece(run, Level(run), upto, seen, stored)
+
+
+def _gathered(pieces: tuple[Piece, ...], writing: Run | None) -> tuple[Piece, ...]:
+    """The last ones in memory as one, as long as each is no more than twice as large as what comes after it;
+    ``writing`` and those before it are being written."""
     while len(pieces) > 1:
         before, last = pieces[-2:]
-        if before.stored is not None or len(before.level) > 2 * len(last.level) + _SMALL:
+        if before.stored is not None or before.run is writing or len(before.run) > 2 * len(last.run) + _SMALL:
             break
-        whole = joined([before.level.span(0, 2**64), last.level.span(0, 2**64)])
-        pieces = (*pieces[:-2], Piece(Level(whole), last.upto, last.seen))
+        pieces = (*pieces[:-2], _piece(joined([before.run, last.run]), last.upto, last.seen))
     return pieces
 
 
-def _blocks(levels: Sequence[Level]) -> Iterator[Run]:
-    """All events of ``levels`` in runs of some visitors each, in the order of their keys."""
-    for low, high in pairwise(cuts([level.run for level in levels], _BLOCK)):
-        yield joined([level.span(low, high) for level in levels])
+def _blocks(runs: Sequence[Run]) -> Iterator[Run]:
+    """All events of ``runs`` in runs of some visitors each, in the order of their keys."""
+    for low, high in pairwise(cuts(runs, _BLOCK)):
+        yield joined([run.span(low, high) for run in runs])

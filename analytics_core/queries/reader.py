@@ -15,7 +15,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
 
-from analytics_core.errors import ClashError, ParameterError, QueryError, RequestError, StoppingError, TrimmedError
+from analytics_core.errors import (
+    BudgetError,
+    ClashError,
+    ParameterError,
+    QueryError,
+    RequestError,
+    StoppingError,
+    TrimmedError,
+)
 from analytics_core.events import SCHEMA
 from analytics_core.log.segments import SegmentReader
 from analytics_core.log.tombstones import Tombstone
@@ -25,7 +33,7 @@ from analytics_core.queries.identity import Identity
 from analytics_core.queries.identity.reading import identity_of
 from analytics_core.queries.sealed import PERSON_EVENTS, connect, in_utc, join_people, narrow
 from analytics_core.queries.tail import Tail, read_tail
-from analytics_core.queries.user_order import ROWS, View, view_of
+from analytics_core.queries.user_order import ROWS, View, rows_of, view_of
 from analytics_core.queries.visitors import Visitors
 from analytics_core.records import Json, Series, Step, TimeRange, UserOrder
 
@@ -154,6 +162,10 @@ class Reader:
             return int(self.ever("SELECT count(*) AS n FROM ever", {})["n"][0].as_py())
         return self._spec.rows + len(self._tail)
 
+    def identity(self) -> Identity:
+        """Who is who by the events of this snapshot, or of a later one."""
+        return self._identity(self)
+
     @property
     def patience(self) -> float:
         """How many seconds a question may take."""
@@ -164,8 +176,7 @@ class Reader:
         if self._spec.erased:
             return self.ever(f"{ROWS} WHERE seq >= $position", {"position": position})
         rows = self._tail.filter(pc.greater_equal(self._tail.column("seq"), position))
-        place = pc.bit_wise_or(pc.shift_left(rows.column("partition").cast(pa.int64()), 48), rows.column("seq"))
-        return rows.select(["name", "user_id", "anonymous_id", "session_id", "timestamp"]).append_column("place", place)
+        return rows_of(rows)
 
     def recent(self, position: int) -> pa.Table:
         """All columns from ``position`` on, which is not before `stored`, in the order of the log. What an erasure has
@@ -200,7 +211,7 @@ class Reader:
 
     def _know_people(self) -> None:
         if not self._people_known:
-            people = self._identity(self).people()
+            people = self.identity().people()
             with self._lock, self._guarded():
                 join_people(self._connection, people)
             self._people_known = True
@@ -323,9 +334,9 @@ class Reader:
                 yield
         except duckdb.InterruptException:
             self.check_open()
-            raise QueryError(limits.late) from None
+            raise BudgetError(limits.late) from None
         except duckdb.OutOfMemoryException:
-            raise QueryError(
+            raise BudgetError(
                 f"the query needs more than {limits.memory}; narrow the time range, add a filter, or select less"
             ) from None
         except duckdb.Error as error:

@@ -5,41 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import Struct
 
-from analytics_core.lake.user_order import EMPTY, I64, U64, Mask, Run, cuts, joined, keys_of, ordered
+from analytics_core.lake.user_order import BOT, EMPTY, I64, LATE, U64, Run, cuts, joined, keys_of, ordered
+from analytics_core.properties import extract_property
+from analytics_core.queries.identity import Identity
+from analytics_core.queries.levels import Level, joined_level
 from analytics_core.queries.marks import PLACE, Columns, Meant, Rows, no_columns
 from analytics_core.records import UserOrder
 
 Step = TypeVar("Step")
 PART: Final = 1 << 19
 """Events of one part: some megabytes a column, so that what is made of them stays in the processor's cache."""
-ROWS: Final = f"SELECT {PLACE} AS place, name, user_id, anonymous_id, session_id, timestamp FROM ever"
+LATE_SECONDS: Final = 3_600
+"""An event is late when it is received so long after it happened."""
+BOTS: Final = "bot|crawl|spider|slurp|headless|lighthouse|curl|wget|python-|http-?client"
+"""What the user agent of a bot has in it, whatever the case; RE2, which DuckDB and Arrow both read."""
+_AGENT: Final = "json_extract_string(context, '$.userAgent')"
+_IS_BOT: Final = f"contains(context, 'userAgent') AND regexp_matches(TRY({_AGENT}), '(?i){BOTS}')"
+_IS_LATE: Final = f"received_at - timestamp > INTERVAL {LATE_SECONDS} SECONDS"
+ROWS: Final = (
+    f"SELECT {PLACE} AS place, name, user_id, anonymous_id, session_id, timestamp, "
+    f"CAST((CASE WHEN {_IS_LATE} THEN {LATE} ELSE 0 END) | (CASE WHEN {_IS_BOT} THEN {BOT} ELSE 0 END) AS UTINYINT) "
+    "AS flags FROM ever"
+)
 """SQL: the columns of which `run_of` makes a run."""
 
 
-class Level(Struct, frozen=True, eq=False):
-    """A run of which some visitors have gone to another: ``gone`` (users,), or None; ``moved`` is where they went."""
+class Quality(NamedTuple):
+    """What the events of a range are worth: how many, how many of them were received over an hour after they happened,
+    and how many say that a bot sent them."""
 
-    run: Run
-    gone: Mask | None = None
-    moved: Run = EMPTY
-
-    def __len__(self) -> int:
-        return len(self.run) + len(self.moved)
-
-    def span(self, low: int, high: int) -> Run:
-        """The events of the visitors with ``low <= key < high``. Copies nothing unless some have gone."""
-        first, last = self.run.bounds(low, high)
-        kept = self.run.between(first, last)
-        if self.gone is not None and self.gone[first:last].any():
-            kept = kept.visitors(~self.gone[first:last])
-        return joined([kept, self.moved.span(low, high)])
+    events: int = 0
+    late: int = 0
+    bots: int = 0
 
 
 class View(Struct, frozen=True, eq=False):
@@ -53,6 +58,18 @@ class View(Struct, frozen=True, eq=False):
     def parts(self) -> list[tuple[int, int]]:
         """``(low, high)``: the keys of each part, which cover all."""
         return list(pairwise(cuts([level.run for level in self.levels], PART)))
+
+    def quality(self, start: int, end: int) -> Quality:
+        """Of all events with ``start <= timestamp < end`` (microseconds)."""
+        found = Quality()
+        for level in self.levels:
+            for low, high in self.parts():
+                run = level.span(low, high)
+                inside = (run.at >= start) & (run.at < end)
+                flags = np.bincount(run.flags[inside], minlength=4)
+                here = (flags.sum(), flags[LATE] + flags[LATE | BOT], flags[BOT] + flags[LATE | BOT])
+                found = Quality(*(before + int(more) for before, more in zip(found, here, strict=True)))
+        return found
 
     def part(self, low: int, high: int, meant: Meant, cohort: U64 | None) -> UserOrder | None:
         """The visitors with ``low <= key < high`` and what is meant of their events; None without any.
@@ -142,18 +159,41 @@ class Words:
 
 
 def run_of(table: pa.Table, names: Words) -> Run:
-    """A run of events with the columns ``place, name, user_id, anonymous_id, session_id, timestamp``."""
+    """A run of events with the columns ``place, name, user_id, anonymous_id, session_id, timestamp, flags``."""
     if not len(table):
         return EMPTY
     whole = table.unify_dictionaries().combine_chunks()
     column = {name: whole.column(name).chunk(0) for name in whole.column_names}
     keys = keys_of(column["user_id"], column["anonymous_id"], column["session_id"])
     at = column["timestamp"].cast(pa.int64()).to_numpy()
-    return ordered(keys.key, at, column["place"].to_numpy(), names.encode(column["name"]), keys.session)
+    flags = column["flags"].to_numpy(zero_copy_only=False).astype(np.uint8)
+    return ordered(keys.key, at, column["place"].to_numpy(), names.encode(column["name"]), keys.session, flags)
 
 
-def view_of(rows: Rows) -> View:
+def rows_of(events: pa.Table) -> pa.Table:
+    """The columns of `ROWS` out of those of `events.SCHEMA`."""
+    place = pc.bit_wise_or(pc.shift_left(events.column("partition").cast(pa.int64()), 48), events.column("seq"))
+    after = pc.subtract(events.column("received_at").cast(pa.int64()), events.column("timestamp").cast(pa.int64()))
+    late = pc.multiply(pc.greater(after, LATE_SECONDS * 1_000_000).cast(pa.uint8()), LATE)
+    bots = pa.chunked_array([_bots(chunk) for chunk in events.column("context").chunks], pa.uint8())
+    names = ["name", "user_id", "anonymous_id", "session_id", "timestamp"]
+    return events.select(names).append_column("place", place).append_column("flags", pc.bit_wise_or(late, bots))
+
+
+def _bots(context: pa.Array) -> pa.Array:
+    agents = extract_property(context, "userAgent", str)
+    found = pc.match_substring_regex(agents, BOTS, ignore_case=True).fill_null(False)
+    return pc.multiply(found.cast(pa.uint8()), pa.scalar(BOT, pa.uint8()))
+
+
+class Whole(Rows, Protocol):
+    """`queries.reader.Reader`, as far as it is needed."""
+
+    def identity(self) -> Identity: ...
+
+
+def view_of(rows: Whole) -> View:
     """All that ``rows`` hold, read and sorted now."""
     names = Words()
     run = run_of(rows.ever(ROWS, {}), names)
-    return View((Level(run),), names.words)
+    return View((joined_level(run, rows.identity()),), names.words)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from analytics_core.errors import QueryError
+from analytics_core.errors import BudgetError
 from analytics_core.events import micros
 from analytics_core.lake.user_order import I64, U64
 from analytics_core.metrics.filters import Field, Filter
@@ -88,6 +88,6 @@ class Visitors:
         def go_on() -> None:
             self._reader.check_open()
             if time.monotonic() > until:
-                raise QueryError(limits.late)
+                raise BudgetError(limits.late)
 
         return self.view.fold(step, meant, cohort, limits.threads, go_on)

@@ -378,7 +378,7 @@ async def opened(
     live = Live(bus, max_connections=settings.live.max_connections, queue_messages=settings.live.queue_messages)
     services = api.Services(
         settings=settings,
-        declarations=SimpleNamespace(now=Declared(DEPLOYMENT, behind)),
+        declarations=SimpleNamespace(now=Declared(DEPLOYMENT, behind, {})),
         manifests=lambda: behind.manifests,
         intake=behind,
         host=behind,

@@ -18,10 +18,13 @@ from analytics_core.errors import BuildingError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
 from analytics_core.lake import RetentionPolicy, value_column
 from analytics_core.lake.delta import DeltaStore
+from analytics_core.lake.user_order import visitor_keys
 from analytics_core.log.segments import SegmentLog
 from analytics_core.queries import order_cache, user_order
 from analytics_core.queries.history import ALL_TIME, History
+from analytics_core.queries.identity.links import OPERATOR
 from analytics_core.queries.reader import Limits, Reader
+from analytics_core.queries.visitors import Visitors
 from analytics_core.testing import batch
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
@@ -59,8 +62,13 @@ class House:
         """That the cache gives what is there; how many events that was."""
         with self.history.reader(tenant, ALL_TIME) as reader:
             cached = list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
-            reader._view = user_order.view_of(reader)
+            reader._visitors = Visitors(reader, user_order.view_of)
             assert cached == list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
+            people = reader.sql("SELECT seq, person FROM person_events WHERE person IS NOT NULL")
+        keys = dict(
+            zip(people["seq"].to_pylist(), visitor_keys(people["person"].combine_chunks()).tolist(), strict=True)
+        )
+        assert {event[3]: event[0] for event in cached if event[0] % 2} == keys
         return len(cached)
 
     @property
@@ -102,7 +110,7 @@ def told(part: UserOrder) -> list[tuple[Any, ...]]:
 def some(dice: random.Random, count: int, day: int = 0) -> list[dict[str, Any]]:
     return [
         {
-            "event": dice.choice(["view", "cart", "buy", f"rare{dice.randrange(50)}"]),
+            "event": dice.choice(["view", "cart", "buy", "identify", f"rare{dice.randrange(50)}"]),
             "user_id": dice.choice([f"u{dice.randrange(20)}", None]),
             "anonymous_id": dice.choice([f"a{dice.randrange(5)}", None]),
             "session_id": dice.choice([f"s{dice.randrange(5)}", None]),
@@ -129,11 +137,14 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     made.close()
 
 
+DEEDS = ["post", "post", "many", "store", "compact", "retain", "reopen", "ask", "alias", "unmerge", "other"]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_happens_the_cache_gives_what_is_there(house: House, seed: int) -> None:
     dice = random.Random(seed)
     for _ in range(25):
-        match dice.choice(["post", "post", "post", "many", "store", "compact", "retain", "reopen", "ask", "other"]):
+        match dice.choice(DEEDS):
             case "post":
                 house.post(some(dice, dice.randrange(1, 9), dice.randrange(3)))
             case "many":
@@ -146,6 +157,16 @@ def test_whatever_happens_the_cache_gives_what_is_there(house: House, seed: int)
                 house.store.retain(RetentionPolicy(1), NOW + timedelta(days=dice.randrange(5)), confirmed=True)
             case "reopen":
                 house.reopen()
+            case "alias":
+                former, into = dice.sample(
+                    [f"a{dice.randrange(5)}", f"new{dice.randrange(9)}", f"u{dice.randrange(20)}"], 2
+                )
+                operator = {"source": OPERATOR, "properties": {"previousId": former, "force": True}}
+                house.post([{"event": "alias", "user_id": into, **operator}])
+            case "unmerge":
+                for merge in house.history.identities.now("default").merges()[:1]:
+                    undone = {"source": OPERATOR, "properties": {"mergeId": merge.id}}
+                    house.post([{"event": "unmerge", "user_id": merge.into, **undone}])
             case "other":
                 house.post(some(dice, 5), "another")
         house.check()

@@ -143,7 +143,7 @@ def run(pairs: Sequence[tuple[int, int]], first: int) -> Run:
     key = np.array([k for k, _ in pairs], np.uint64)
     at = np.array([t for _, t in pairs], np.int64)
     place = np.arange(first, first + len(pairs))
-    return ordered(key, at, place, place.astype(np.int32), place.astype(np.uint64))
+    return ordered(key, at, place, place.astype(np.int32), place.astype(np.uint64), place.astype(np.uint8))
 
 
 def plain(run: Run) -> list[tuple[int, ...]]:

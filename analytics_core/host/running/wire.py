@@ -22,6 +22,7 @@ from msgspec.msgpack import Ext
 
 from analytics_core.errors import (
     AnalyticsError,
+    BudgetError,
     HookFailedError,
     HookRefusedError,
     HookTimeoutError,
@@ -79,6 +80,8 @@ class Failure(Struct, frozen=True):
     with ``parameter``."""
     parameter: str = ""
     """The parameter of a question that ``insight`` has refused."""
+    over_budget: bool = False
+    """Whether a question took more than one may."""
     trace: str = ""
     """The trace of what the plugin has raised."""
     line: str = ""
@@ -99,6 +102,8 @@ class Failure(Struct, frozen=True):
                     case ParameterError() as wrong:
                         problem = str(wrong).removeprefix(f"{wrong.parameter}: ")
                         return cls("hook", text, error.hook, refusal=problem, parameter=wrong.parameter)
+                    case BudgetError() as wrong:
+                        return cls("hook", text, error.hook, refusal=str(wrong), over_budget=True)
                     case ValueError() as wrong if error.hook == "ingest":
                         return cls("hook", text, error.hook, refusal=str(wrong))
                 return cls("hook", text, error.hook)
@@ -118,11 +123,15 @@ class Failure(Struct, frozen=True):
         """The same exception on the host's side, with the same text, and the trace as its cause."""
         error = self._error(plugin)
         if self.refusal is not None:
-            wrong = ParameterError(self.parameter, self.refusal) if self.parameter else ValueError(self.refusal)
-            error.__cause__ = wrong
+            error.__cause__ = self._refusal(self.refusal)
         elif self.trace:
             error.__cause__ = RemoteError(self.trace, self.line)
         return error
+
+    def _refusal(self, text: str) -> Exception:
+        if self.parameter:
+            return ParameterError(self.parameter, text)
+        return BudgetError(text) if self.over_budget else ValueError(text)
 
     def _error(self, plugin: str) -> AnalyticsError:
         text = self.text.removeprefix(f"Plugin {plugin!r}: ")

@@ -78,7 +78,7 @@ def counts_of(rows: list[Row], counted: str) -> list[int]:
     return found
 
 
-@settings(LIGHT, max_examples=6)
+@settings(LIGHT, max_examples=10)
 @given(rows_of_few)
 def test_frequency_is_counting_each_visitor(over: Over, rows: list[Row]) -> None:
     with over(rows, RANGE) as ask:
@@ -120,6 +120,12 @@ def test_bins_widen_and_quantiles_are_counts(ask: Ask, counts: list[int]) -> Non
     for q in QUANTILES:
         assert data[f"p{q * 100:.0f}"] == sorted(counts)[math.ceil(q * len(counts) - 1e-9) - 1]
     assert (data["mean"], data["max"]) == (sum(counts) / len(counts), max(counts))
+
+
+def test_a_session_of_nobody_is_no_visitor(ask: Ask) -> None:
+    rows = [{"event": "a", "timestamp": START, "session_id": "s"}, {"event": "a", "timestamp": START, "user_id": "u"}]
+    for counted in ("events", "sessions", "days"):
+        assert ask(rows, "frequency", RANGE, count=counted).table["users"].to_pylist() == [1]
 
 
 def test_frequency_of_nothing(ask: Ask) -> None:

@@ -178,6 +178,18 @@ def test_repeats_equal_the_definition(
     assert {(row.pop("event"), row.pop("breakdown", "")): row for row in listed} == expected
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [((0, 1, 10, 11), (2, 4, 2)), ((0, 1, 2), (1, 3, 3)), ((0, 2, 4), None), ((0, 0), (1, 2, 2))],
+)
+def test_bursts_that_share_no_event_are_apart(
+    visitors: Any, seconds: tuple[int, ...], expected: tuple[int, int, int] | None
+) -> None:
+    rows = [{"event": "click", "user_id": "u", "timestamp": START + timedelta(seconds=at)} for at in seconds]
+    listed = patterns(visitors(rows, 1), {"kind": "repeats", "times": 2, "seconds": 1}, GAP).table.to_pylist()
+    assert [(row["episodes"], row["repeats"], row["longest"]) for row in listed] == ([expected] if expected else [])
+
+
 def episodes(at: list[datetime], times: int, seconds: int) -> list[int]:
     """How many events each has: bursts that share an event are one."""
     sets: list[set[int]] = []

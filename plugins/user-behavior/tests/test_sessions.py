@@ -36,7 +36,7 @@ def rows_within(minutes: int) -> st.SearchStrategy[list[Row]]:
                 "user_id": st.sampled_from(["u1", "u2", None]),
                 "anonymous_id": st.sampled_from(["x", None]),
                 "session_id": st.sampled_from(["s1", "s2", None]),
-                "timestamp": st.integers(0, minutes // 10).map(lambda tens: START + timedelta(minutes=10 * tens)),
+                "timestamp": st.integers(0, minutes // 15).map(lambda n: START + timedelta(minutes=15 * n)),
                 "properties": st.sampled_from([{}, {"os": "ios"}, {"os": "linux"}, {"os": "android"}]),
             }
         ),
@@ -64,7 +64,7 @@ def visits(rows: Iterable[Row], gap: int = GAP) -> dict[tuple[str, str], list[li
 
 
 @settings(max_examples=100, deadline=None)
-@given(rows_within(170), st.integers(1, 3), st.integers(1, 50))
+@given(rows_within(150), st.integers(1, 3), st.integers(1, 50))
 def test_events_are_together_as_the_definition_says(visitors: Any, rows: list[Row], each: int, block: int) -> None:
     def step(part: UserOrder) -> list[tuple[int, bool, list[int]]]:
         order = by_session(part, GAP * 60_000_000)
