@@ -37,6 +37,8 @@ _USUAL_RATIO = 8
 """How much larger an inflated body is taken to be until it is known."""
 _GROUP_EVENTS = 16_384
 _MAX_KEY = 255
+TellDuplicates = Callable[[str, int, int], None]
+"""Is told once for each group: tenant, time of receipt (microseconds UTC), how many. It neither blocks nor raises."""
 
 
 class Enricher(Protocol):
@@ -48,7 +50,10 @@ class Enricher(Protocol):
 
 
 class Intake:
-    """Accepts events for any tenant. Lives on one event loop; `start` and `stop` frame its committer thread."""
+    """Accepts events for any tenant. Lives on one event loop; `start` and `stop` frame its committer thread.
+
+    ``tell_duplicates`` is told of what was received before, of clients that went away too.
+    """
 
     def __init__(
         self,
@@ -57,10 +62,13 @@ class Intake:
         dedup: Deduplicator,
         enricher: Enricher,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        *,
+        tell_duplicates: TellDuplicates = lambda _, __, ___: None,
     ) -> None:
         self.settings = settings
         self._log = log
         self._clock = clock
+        self._tell_duplicates = tell_duplicates
         self._committer = Committer(log, clock, self._oldest_receipt)
         self._way = Way(dedup, enricher, self._committer)
         self._ids = Ids()
@@ -212,6 +220,8 @@ class Intake:
     def _group_done(self, key: tuple[str, str], group: Group, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self.clamped += group.clamped
+        if group.duplicates:
+            self._tell_duplicates(key[0], group.received_at, group.duplicates)
         self._under_way.discard(key)
         self._close_group(key)
 

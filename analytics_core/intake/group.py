@@ -126,8 +126,10 @@ class Group:
         self._source = source
         self._max_event_bytes = max_event_bytes
         self._ids = ids
+        self.received_at = submissions[0].received_at
         self.clamped = 0
         """How many events said to be from the far future."""
+        self.duplicates = 0
 
     def _checked(self) -> Rows:
         """The good rows; the others are told to their submissions."""
@@ -228,6 +230,7 @@ class Group:
             await asyncio.gather(*outcomes, return_exceptions=True)
             await self._store(others, way)
         else:
+            self.duplicates += len(others.row)
             for submission, count in self._shares(others.owner):
                 submission.duplicates += count
 

@@ -63,7 +63,7 @@ class Keys(NamedTuple):
 def keys_of(user: pa.Array, anonymous: pa.Array, session: pa.Array) -> Keys:
     """The visitor is the user id, or the anonymous id without one. A session of nobody is a visitor whose key is even.
 
-    Events that have none of the three have key 0 and belong into no run.
+    Events that have none of the three are nobody's: their key is 0.
     """
     visitor = pc.coalesce(user, anonymous)
     key, sessions = visitor_keys(visitor), session_hashes(session)
@@ -81,10 +81,10 @@ def _valid(column: pa.Array) -> Mask:
 class Run(Struct, frozen=True, eq=False):
     """``n`` events of ``users`` visitors.
 
-    ``key`` (users,): the visitors, ascending; odd for a person, even for a session of nobody. ``end`` (users,): one
-    past the last event of each. Of each event, shape ``(n,)``: ``at`` (microseconds UTC), ``place`` (log position),
-    ``name`` (a code), ``session`` (a hash, 0 for none), ``flags`` (`LATE`, `BOT`). The events of a visitor are in the
-    order of (at, place).
+    ``key`` (users,): the visitors, ascending; odd for a person, even for a session of nobody, 0 for what is nobody's at
+    all. ``end`` (users,): one past the last event of each. Of each event, shape ``(n,)``: ``at`` (microseconds UTC),
+    ``place`` (log position), ``name`` (a code), ``session`` (a hash, 0 for none), ``flags`` (`LATE`, `BOT`). The events
+    of a visitor are in the order of (at, place).
 
     Two 64-bit hashes are taken for different ids: among ten million visitors that is wrong once in 180,000 data sets.
     """
@@ -159,10 +159,7 @@ EMPTY: Final = Run(np.zeros(0, np.uint64), np.zeros(0, np.int64), *(np.zeros(0, 
 
 
 def ordered(key: U64, at: I64, place: I64, name: I32, session: U64, flags: U8) -> Run:
-    """A run of events in any order; those with key 0 are left out. Fastest when they come in the order of time."""
-    if not key.all():
-        some = key != 0
-        key, at, place, name, session, flags = (column[some] for column in (key, at, place, name, session, flags))
+    """A run of events in any order. Fastest when they come in the order of time."""
     users, code = np.unique(key, return_inverse=True)
     by = np.arange(len(place))
     for values in (place, at, code):

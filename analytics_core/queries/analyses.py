@@ -20,7 +20,7 @@ from analytics_core.queries.cohorts import Cohort, read_cohort
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.history import History
 from analytics_core.queries.ranges import time_range
-from analytics_core.queries.reader import MetricSource
+from analytics_core.queries.reader import MetricSource, Reader
 from analytics_core.records import Answer, EventReader, Question
 
 MAX_ROWS: Final = 100_000
@@ -117,10 +117,12 @@ class Analyses:
 
     async def ask(self, name: str, parameters: Mapping[str, Any], tenant: str, timezone: str = "UTC") -> dict[str, Any]:
         """``{"analysis", "plugin", "parameters", "columns", "data", "insights", "recommendations", "chart",
-        "data_as_of", "watermark"}``.
+        "quality", "notes", "data_as_of", "watermark"}``.
 
         ``timezone`` is meant where the parameters name none. ``watermark`` is the log's clock at the snapshot that was
         read, ``data_as_of`` the time up to which it says something: the earlier of that and the range's end.
+        ``quality`` is of all events of the range: how many, how many of them ``late`` (received over an hour after they
+        happened), the share that bots sent. ``notes`` name events and properties that were asked for and do not exist.
 
         :raises NotFoundError: for an unknown analysis; :raises ParameterError: for a parameter that does not fit.
         :raises PluginError: when the plugin does not answer; :raises QueryError: over budget.
@@ -146,7 +148,7 @@ class Analyses:
         own, common = _split(parameters, spec.schema)
         zone = _text(common.get("timezone", timezone), "timezone")
         given = common.get("timeRange", DEFAULT_RANGE)
-        span = time_range(given, zone, _whole_minute(self._clock()) if isinstance(given, str) else self._clock())
+        span = time_range(given, zone, _whole_minute(self._clock()))
         filters = parse_filters(common.get("filters"))
         named = common.get("cohort")
         cohort = None if named is None else read_cohort(named, self._cohorts())
@@ -168,6 +170,7 @@ class Analyses:
         )
         try:
             answer = await self._calls.insight(question, reader)
+            beside = await asyncio.to_thread(_beside, reader)
         except PluginError as error:
             if self._history.stopping:  # the plugin was cut off, whatever it made of that
                 raise StoppingError from error
@@ -182,6 +185,7 @@ class Analyses:
             "columns": columns,
             "data": rows,
             **_findings(answer),
+            **beside,
         }
         return Made(shown, not reader.beyond_events)
 
@@ -240,6 +244,13 @@ def _rows(table: Any, spec: Spec) -> tuple[list[str], list[dict[str, Any]]]:
             return list(dict.fromkeys(key for row in listed for key in row)), [jsonable(dict(row)) for row in listed]
         size = len(listed)
     raise HookFailedError(spec.plugin, "insight", f"{spec.name!r} gave {size} rows; at most {MAX_ROWS} can be answered")
+
+
+def _beside(reader: Reader) -> dict[str, Any]:
+    """What stands beside the figures: how good their events are, and what was asked for in vain."""
+    events, late, bots = reader.visitors.quality()
+    share = round(bots / events, 4) if events else None
+    return {"quality": {"events": events, "late": late, "bot_share": share}, "notes": reader.visitors.notes()}
 
 
 def _findings(answer: Answer) -> dict[str, Any]:

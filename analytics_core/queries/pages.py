@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Annotated, Any, Final, Protocol
@@ -11,9 +11,10 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from analytics_core.errors import ParameterError, near
+from analytics_core.errors import ParameterError
 from analytics_core.events import micros, moment
 from analytics_core.metrics.filters import Field, Filter
+from analytics_core.queries.notes import names_in, unknown_names, unknown_path
 from analytics_core.queries.projection import ALL, Bound, Kind, Shown
 from analytics_core.queries.ranges import ALL_TIME
 from analytics_core.queries.reader import Reader
@@ -139,56 +140,16 @@ _JSON: Final[dict[Kind, Callable[[Any], Any]]] = {"time": datetime.isoformat, "o
 """How a value of DuckDB goes into JSON, by its kind."""
 
 
-# --- names that nobody knows -----------------------------------------------------------------------------------------
-
-
-def _unknown(history: Snapshots, tenant: str, filters: Sequence[Filter]) -> Iterable[str]:
+def _unknown(history: Snapshots, tenant: str, filters: Sequence[Filter]) -> Iterator[str]:
     """A sentence for each event and property of the filters that the tenant has not sent."""
-    names = [name for filter_ in filters for name in _names(filter_)]
-    known = history.event_names(tenant) if names else []
-    strange = [name for name in dict.fromkeys(names) if name not in known]
-    for name in strange:
-        yield f"no event is named {name[:64]!r}{_near(name, known)}"
+    strange = list(unknown_names(filters, history.event_names(tenant) if any(map(names_in, filters)) else ()))
+    yield from strange
     paths = dict.fromkeys(filter_.field for filter_ in filters if filter_.field.path)
-    meant = tuple(filter_ for filter_ in filters if _names(filter_)) if not strange else ()
     if paths:
+        meant = () if strange else tuple(filter_ for filter_ in filters if names_in(filter_))
         with history.reader(tenant, ALL_TIME, meant) as reader:
             for field in paths:
-                yield from _unknown_path(reader, field)
-
-
-def _names(filter_: Filter) -> list[str]:
-    """The event names that a filter asks for."""
-    if filter_.field != Field("name") or filter_.op not in ("=", "in"):
-        return []
-    return [name for name in (filter_.value if filter_.op == "in" else [filter_.value]) if name is not None]
-
-
-def _unknown_path(reader: Reader, field: Field) -> Iterable[str]:
-    at: list[str] = []
-    for key in field.path.split("."):
-        known = _keys(reader, Field(field.column, ".".join(at)))
-        at.append(key)
-        if key not in known:
-            name = ".".join([field.column, *at])
-            yield f"no {name[:200]!r} in the {LOOKED_AT:,} events that were looked at{_near(key, known)}"
-            return
-
-
-def _keys(reader: Reader, field: Field) -> list[str]:
-    """The keys of the JSON objects at ``field``, most frequent first, of some of the events."""
-    bound = Bound()
-    found = reader.sql(
-        f"SELECT key FROM (SELECT unnest({field.keys(bound)}) AS key FROM (SELECT * FROM events LIMIT {LOOKED_AT})) "
-        "GROUP BY key ORDER BY count(*) DESC, key LIMIT 1000",
-        bound,
-    )
-    return [str(key) for key in found.column("key").to_pylist()]
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    hint = near(word, known)
-    return hint if "did you mean" in hint or len(known) <= _SHOWN_NAMES else near(word, known[:_SHOWN_NAMES]) + ", ..."
+                yield from unknown_path(reader.sql, field)
 
 
 # --- the cursor ------------------------------------------------------------------------------------------------------

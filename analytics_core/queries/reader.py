@@ -37,6 +37,7 @@ from analytics_core.queries.user_order import ROWS, View, rows_of, view_of
 from analytics_core.queries.visitors import Visitors
 from analytics_core.records import Json, Series, Step, TimeRange, UserOrder
 
+_WAITING: Final = 0.6
 _STREAMED: Final = 1 << 17
 
 
@@ -111,7 +112,8 @@ class Reader:
         identity: Callable[[Reader], Identity] = identity_of,
     ) -> None:
         self._spec = spec
-        self._visitors = Visitors(self, order)
+        self.visitors = Visitors(self, order)
+        """The same events by visitor, for the host's own questions."""
         self._cohort_known = False
         self._identity = identity
         self._people_known = False
@@ -168,8 +170,8 @@ class Reader:
 
     @property
     def patience(self) -> float:
-        """How many seconds a question may take."""
-        return self._spec.limits.seconds
+        """How many seconds a question may wait for what it reads; the rest of its time is for the answer."""
+        return _WAITING * self._spec.limits.seconds
 
     def tail(self, position: int) -> pa.Table:
         """The columns of `user_order.ROWS` from ``position`` on, which is not before `stored`."""
@@ -270,13 +272,13 @@ class Reader:
         since: datetime | None = None,
     ) -> list[Step]:
         """`EventReader.in_user_order`. :raises ParameterError: for a mark or a value that is none."""
-        return self._visitors.fold(step, marks, values, since, marked_only=marked_only)
+        return self.visitors.fold(step, marks, values, since, marked_only=marked_only)
 
     def _know_cohort(self) -> None:
         """Narrow the view ``events`` to the cohort before it is asked."""
         if self._spec.cohort is None or self._cohort_known:
             return
-        places = pa.table({"place": self._visitors.places()})
+        places = pa.table({"place": self.visitors.places()})
         with self._lock, self._guarded():
             narrow(self._connection, places)
         self._cohort_known = True

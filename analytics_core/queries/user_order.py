@@ -56,14 +56,15 @@ class View(Struct, frozen=True, eq=False):
     columns: Columns = no_columns
 
     def parts(self) -> list[tuple[int, int]]:
-        """``(low, high)``: the keys of each part, which cover all."""
-        return list(pairwise(cuts([level.run for level in self.levels], PART)))
+        """``(low, high)``: the keys of each part, which cover all visitors; the events of nobody are in none."""
+        first, *others = cuts([level.run for level in self.levels], PART)
+        return list(pairwise([first + 1, *others]))
 
     def quality(self, start: int, end: int) -> Quality:
         """Of all events with ``start <= timestamp < end`` (microseconds)."""
         found = Quality()
         for level in self.levels:
-            for low, high in self.parts():
+            for low, high in ((0, 1), *self.parts()):
                 run = level.span(low, high)
                 inside = (run.at >= start) & (run.at < end)
                 flags = np.bincount(run.flags[inside], minlength=4)

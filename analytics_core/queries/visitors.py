@@ -17,8 +17,9 @@ from analytics_core.metrics.filters import Field, Filter
 from analytics_core.queries.cohorts import members
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.marks import Asked, Meant
+from analytics_core.queries.notes import unknown_names, unknown_path
 from analytics_core.queries.ranges import ALL_TIME
-from analytics_core.queries.user_order import View
+from analytics_core.queries.user_order import Quality, View
 from analytics_core.records import Json, UserOrder
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Visitors:
     def __init__(self, reader: Reader, order: Callable[[Reader], View]) -> None:
         self._reader = reader
         self._order = order
+        self._filters: list[Filter] = list(reader.to_spec().filters)
+        self._fields: list[Field] = []
 
     @cached_property
     def view(self) -> View:
@@ -78,7 +81,24 @@ class Visitors:
             high=micros(spec.range.end),
             marked_only=marked_only,
         )
+        self._filters += [filter_ for filters in asked.marks.values() for filter_ in filters]
+        self._fields += asked.values.values()
         return self._fold(step, asked, self.cohort)
+
+    def notes(self) -> list[str]:
+        """A sentence for each event and property that was asked for and that nobody has sent."""
+        if not self._filters and not self._fields:
+            return []
+        fields = dict.fromkeys([*self._fields, *(filter_.field for filter_ in self._filters)])
+        columns = {field: self.view.columns(field) for field in fields if field.path}
+        empty = [field for field, column in columns.items() if column is not None and not column.words]
+        said = list(unknown_names(self._filters, self.view.names))
+        return said + [note for field in empty for note in unknown_path(self._reader.ever, field, "ever")]
+
+    def quality(self) -> Quality:
+        """What the events of the range are worth, whatever filters and cohort."""
+        asked = self._reader.range
+        return self.view.quality(micros(asked.start), micros(asked.end))
 
     def _fold(self, step: Callable[[UserOrder], Step], asked: Asked, cohort: U64 | None) -> list[Step]:
         limits = self._reader.to_spec().limits

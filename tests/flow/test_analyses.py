@@ -80,7 +80,7 @@ def asked(tmp_path: Path, log: SegmentLog, post: Callable[..., None]) -> Iterato
     for tenant, days in (("default", [1, 2, 20]), ("acme", [3])):
         post(tenant, *({"event": "a", "user_id": f"u{d}", "timestamp": NOW - timedelta(days=d)} for d in days))
     host = Host()
-    yield host, Analyses(host, History(log, store), clock=lambda: NOW)
+    yield host, Analyses(host, History(log, store, cache=tmp_path / "cache"), clock=lambda: NOW)
     store.close()
 
 
@@ -104,6 +104,8 @@ def test_an_answer_is_ready_for_json(asked: tuple[Host, Analyses]) -> None:
         "insights": [],
         "recommendations": [],
         "chart": {"kind": "bar", "x": "name", "y": ["n"], "series": ""},
+        "quality": {"events": 2, "late": 0, "bot_share": 0.0},
+        "notes": [],
         "data_as_of": NOW.isoformat(),
         "watermark": NOW.isoformat(),
     }
@@ -309,3 +311,29 @@ def test_what_lasts_not_and_what_is_too_large_is_not_kept() -> None:
 
     asyncio.run(fill())
     assert made == ["lasting", "large", "passing", "large", "passing"]
+
+
+def test_late_events_and_bots_are_counted_beside_the_figures(
+    asked: tuple[Host, Analyses], post: Callable[..., None]
+) -> None:
+    agent = {"userAgent": "Mozilla/5.0 (compatible; Googlebot/2.1)"}
+    at = NOW - timedelta(hours=3)
+    post(
+        "default",
+        {"event": "a", "timestamp": at, "received_at": at + timedelta(minutes=59)},
+        {"event": "a", "user_id": "u", "timestamp": at, "received_at": at + timedelta(minutes=61)},
+        {"event": "b", "user_id": "u", "timestamp": at, "received_at": NOW, "context": agent},
+        {"event": "b", "user_id": "u", "timestamp": at, "received_at": at, "context": agent},
+        {"event": "b", "user_id": "u", "timestamp": at, "received_at": at, "context": {"userAgent": "Firefox"}},
+    )
+    answer = ask(asked, timeRange="6h", filters={"event": "b"})
+    assert answer["quality"] == {"events": 5, "late": 2, "bot_share": 0.4}
+
+
+def test_what_nobody_has_sent_is_named(asked: tuple[Host, Analyses], post: Callable[..., None]) -> None:
+    post("default", {"event": "cart", "user_id": "u", "timestamp": NOW, "properties": {"plan": "pro"}})
+    answer = ask(asked, filters={"event": "crat"})
+    assert answer["notes"] == ["no event is named 'crat'; did you mean 'cart'?"]
+    assert ask(asked, filters={"event": ["cart", "a"]})["notes"] == []
+    (note,) = ask(asked, filters={"properties.plam": "pro"})["notes"]
+    assert note == "no 'properties.plam' in the 20,000 events that were looked at; did you mean 'plan'?"

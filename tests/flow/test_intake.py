@@ -17,7 +17,7 @@ import pytest
 
 from analytics_core.config import Intake as IntakeSettings
 from analytics_core.errors import LogFullError, LogWriteError, OverloadedError, ParameterError, RejectedError
-from analytics_core.events import Event, EventBatch
+from analytics_core.events import Event, EventBatch, micros
 from analytics_core.intake import Intake
 from analytics_core.log.dedup import Deduplicator
 from analytics_core.log.segments import SegmentLog
@@ -74,12 +74,16 @@ class House:
 
 @asynccontextmanager
 async def house(
-    tmp_path: Path, enricher: Any = None, clock: Callable[[], datetime] = lambda: NOW, **settings: Any
+    tmp_path: Path,
+    enricher: Any = None,
+    clock: Callable[[], datetime] = lambda: NOW,
+    tell: Callable[[str, int, int], None] = lambda *_: None,
+    **settings: Any,
 ) -> AsyncIterator[House]:
     real = SegmentLog(tmp_path / "log", disk_reserve_bytes=0)
     log = GatedLog(real)
     dedup = Deduplicator(real, 100_000)
-    intake = Intake(IntakeSettings(**settings), log, dedup, enricher or Plain(), clock=clock)
+    intake = Intake(IntakeSettings(**settings), log, dedup, enricher or Plain(), clock=clock, tell_duplicates=tell)
     intake.start()
     try:
         yield House(intake, log)
@@ -193,6 +197,26 @@ def test_the_same_id_of_another_tenant_is_another_event(tmp_path: Path) -> None:
             assert (await h.post([event("a", "1")], tenant="two")).accepted == 1
 
     run(scenario)
+
+
+def test_duplicates_are_told_once_by_tenant_and_time_of_receipt(tmp_path: Path) -> None:
+    """Also those within one body, and those of a client that went away; but none that was answered with an error."""
+    told: list[tuple[str, int, int]] = []
+
+    async def scenario() -> None:
+        async with house(tmp_path, tell=lambda *given: told.append(given)) as h:
+            await h.post([event("a", "1"), event("a", "1"), event("b", "2")])
+            await h.post([event("a", "1"), event("b", "2"), event("c", "3")])
+            await h.post([event("a", "1")], tenant="acme")
+            gone = asyncio.create_task(h.post([event("a", "1")], tenant="acme"))
+            await asyncio.sleep(0)
+            gone.cancel()
+            h.log.fail = LogFullError("full")
+            with pytest.raises(OverloadedError):
+                await h.post([event("a", "1"), event("d", "4")])
+
+    run(scenario)
+    assert told == [("default", micros(NOW), 1), ("default", micros(NOW), 2), ("acme", micros(NOW), 1)]
 
 
 def test_a_duplicate_in_flight_waits_for_the_first_and_is_stored_once(tmp_path: Path) -> None:

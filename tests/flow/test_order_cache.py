@@ -62,7 +62,7 @@ class House:
         """That the cache gives what is there; how many events that was."""
         with self.history.reader(tenant, ALL_TIME) as reader:
             cached = list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
-            reader._visitors = Visitors(reader, user_order.view_of)
+            reader.visitors = Visitors(reader, user_order.view_of)
             assert cached == list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
             people = reader.sql("SELECT seq, person FROM person_events WHERE person IS NOT NULL")
         keys = dict(
