@@ -40,6 +40,7 @@ from analytics_core.host.plugins import PluginHost
 from analytics_core.host.reloader import Reloader
 from analytics_core.host.replaying.replays import Replays
 from analytics_core.intake import Intake
+from analytics_core.intake.duplicates import DuplicateLedger
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.lanes.fold import Backlog
 from analytics_core.lanes.live_metrics import LiveMetrics
@@ -55,6 +56,7 @@ from analytics_core.manifest import Deployment, read_deployment
 from analytics_core.memory import arrange
 from analytics_core.metrics.live import LiveWindows
 from analytics_core.queries.analyses import Analyses
+from analytics_core.queries.cohort_sizes import CohortSizes
 from analytics_core.queries.declarations import Declarations
 from analytics_core.queries.history import History
 from analytics_core.queries.identity.merging import Merging
@@ -165,7 +167,8 @@ async def open_services(
     host = await _host(settings, deployment, store, stack)
     writer = _store_writer(settings, declarations, store, stack, on_fatal)
     live_metrics = _live_metrics(declarations, store, stack)
-    intake = Intake(settings.intake, log, dedup, host.calls)
+    duplicates = _duplicates(store, stack)
+    intake = Intake(settings.intake, log, dedup, host.calls, tell_duplicates=duplicates.add)
     intake.start()
     stack.push_async_callback(intake.stop)
     submissions = Submissions(intake.accept_events, host.calls, host.views, state)
@@ -175,7 +178,14 @@ async def open_services(
     reloader = Reloader(host, settings, deployment, environ=environ, load=load, apply=declarations.apply)
     await _watch(settings, reloader, stack)
     outbox.start()  # last: what a crash has left unpublished is for those who listen now
-    analyses = Analyses(host.calls, history, lambda: declarations.now.metrics, cohorts=lambda: declarations.now.cohorts)
+    analyses = Analyses(
+        host.calls,
+        history,
+        lambda: declarations.now.metrics,
+        cohorts=lambda: declarations.now.cohorts,
+        week_start=lambda tenant: declarations.now.week_start(tenant),
+        duplicates=duplicates.count,
+    )
     replays = await _replays(settings, host, store, stack)
     return Services(
         settings=settings,
@@ -189,6 +199,7 @@ async def open_services(
         history=history,
         analyses=analyses,
         insights=Insights(host.calls, analyses),
+        cohorts=CohortSizes(history, lambda: declarations.now),
         merging=Merging(intake.accept_events, history.identities, history.reader),
         submissions=submissions,
         state=state,
@@ -230,6 +241,13 @@ def _live_metrics(declarations: Declarations, store: Storage, stack: AsyncExitSt
     live_metrics.start()
     stack.push_async_callback(asyncio.to_thread, live_metrics.stop)
     return live_metrics
+
+
+def _duplicates(store: Storage, stack: AsyncExitStack) -> DuplicateLedger:
+    ledger = DuplicateLedger(store.state)
+    ledger.start()
+    stack.push_async_callback(asyncio.to_thread, ledger.close)
+    return ledger
 
 
 def _store_writer(

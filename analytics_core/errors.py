@@ -356,6 +356,16 @@ class PluginUnavailableError(PluginError):
     title = "Plugin unavailable"
 
 
+class PluginStartingError(PluginUnavailableError):
+    """The plugin that would answer is on its way up: the same question is answered soon."""
+
+    title = "Plugin starting"
+    retry_after = 1
+
+    def __init__(self, plugin: str, doing: str) -> None:
+        super().__init__(plugin, f"{doing}; ask again in a moment")
+
+
 class ReplayError(PluginError):
     """A replay cannot be had, or not be switched to, as things are; nothing has changed."""
 
@@ -412,11 +422,13 @@ class NoServerError(AnalyticsError):
 
 
 class ServerRefusedError(AnalyticsError):
-    """The server answered what the command cannot go on with: the HTTP status ``answered``, and why: ``detail``."""
+    """The server answered what the command cannot go on with: the HTTP status ``answered``, why: ``detail``, and
+    ``problem``, the type of the problem document, empty without one."""
 
-    def __init__(self, url: str, status: int, detail: str, advice: str = "") -> None:
+    def __init__(self, url: str, status: int, detail: str, advice: str = "", problem: str = "") -> None:
         self.answered = status
         self.detail = detail
+        self.problem = problem
         super().__init__(f"{url} answered {status}: {detail}{f'; {advice}' if advice else ''}")
 
 

@@ -230,6 +230,23 @@ def test_the_metric_manifest(server: ServerHouse) -> None:
 
 
 @pytest.mark.server
+def test_the_cohort(server: ServerHouse) -> None:
+    def sold(user: str, *amounts: int) -> list[dict[str, Any]]:
+        bought = [{"event": "purchase", "properties": {"revenue": amount, "plan": "pro"}} for amount in amounts]
+        return [{**event, "userId": user} for event in [{"event": "product_view"}, *bought]]
+
+    server.post([*sold("loyal", 21, 30), *sold("once", 50), *sold("cheap", 5, 50), *sold("back", 50, 50)])
+    server.post({"event": "refund", "userId": "back"})
+    typed = [c.words for c in commands(blocks(section("### Cohorts"))) if c.words[0] == "analytics"]
+    listed, one, funnel = (cli(server, *words[1:], "--url", server.url, "--json") for words in typed)
+    (row,) = json.loads(listed)["cohorts"]
+    assert (row["people"], row["active"]) == (1, 1)
+    manifest = yaml.safe_load(FILES["manifests/loyal-buyers.yaml"])
+    assert json.loads(one)["definition"] == {"all": manifest["all"]}
+    assert [step["users"] for step in json.loads(funnel)["data"]] == [1, 1]
+
+
+@pytest.mark.server
 def test_every_operation_that_is_named_is_there(server: ServerHouse) -> None:
     document = server.get("/api/v1/openapi.json")["paths"]
     named = set(re.findall(r"(GET|POST|DELETE) (/[\w/{}.-]+)", README))

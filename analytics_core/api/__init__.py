@@ -10,6 +10,7 @@ from aiohttp import web
 from analytics_core.api import (
     analytics,
     caretaking,
+    cohorts,
     events,
     health,
     identity,
@@ -53,6 +54,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *metrics.OPERATIONS,
     *plugins.OPERATIONS,
     *insights.OPERATIONS,
+    *cohorts.OPERATIONS,
     *caretaking.OPERATIONS,
     *plugin_replays.OPERATIONS,
     *analytics.OPERATIONS,

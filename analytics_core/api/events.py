@@ -61,7 +61,7 @@ async def page(request: web.Request, services: Services, identity: Identity) -> 
     if not limit.isascii() or not limit.isdigit() or len(limit) > 9:
         raise ParameterError("limit", f"{limit[:20]!r} is no number in 1..{MAX_PAGE}")
     wanted = Wanted(
-        time_range=_range(request),
+        time_range=range_of(request),
         timezone=asked.get("timezone"),
         filters=_filters(request),
         names=request.query.getall("event", None),
@@ -77,7 +77,7 @@ async def export(request: web.Request, services: Services, identity: Identity) -
     name = asked.get("format", "ndjson")
     if name not in FORMATS:
         raise ParameterError("format", f"{name[:40]!r} is no format{near(name, FORMATS)}")
-    given, timezone = _range(request), asked.get("timezone") or services.timezone(identity.tenant)
+    given, timezone = range_of(request), asked.get("timezone") or services.timezone(identity.tenant)
     span = ALL_TIME if given is None else time_range(given, timezone, datetime.now(UTC))
     filters = with_names(_filters(request), request.query.getall("event", None))
     wanted = Wanted(fields=_fields(request))
@@ -96,7 +96,7 @@ async def export(request: web.Request, services: Services, identity: Identity) -
         await asyncio.to_thread(opened.close)
 
 
-def _range(request: web.Request) -> Any:
+def range_of(request: web.Request) -> Any:
     """In the form of a POST's ``timeRange``."""
     query = request.query
     ends = {name: query[name] for name in ("start", "end") if name in query}

@@ -15,6 +15,7 @@ from analytics_core.api.operations import Content, Operation, reply
 from analytics_core.api.plugins import LaneRow, lane_rows
 from analytics_core.api.retention import text
 from analytics_core.api.services import Services
+from analytics_core.host.health import RISING
 from analytics_core.host.reloader import ManifestsView
 from analytics_core.host.views import PluginView
 from analytics_core.lanes import LaneView
@@ -42,6 +43,14 @@ class SafeMode(Struct, frozen=True):
     failures: int
     culprits: list[str]
     reason: str | None = None
+
+
+class Readiness(Struct, frozen=True):
+    """``starting``: the plugins that are on their way up for the first time, and how far they are; without any the host
+    is ready. One whose start has failed once does not keep the others from being asked."""
+
+    ready: bool
+    starting: dict[str, str]
 
 
 class Figures(Struct, frozen=True, rename="camel"):
@@ -84,6 +93,16 @@ class Operational(Struct, frozen=True):
 
 async def alive(_: web.Request, __: Services, ___: Identity) -> web.Response:
     return reply({"status": "ok"})
+
+
+async def ready(_: web.Request, services: Services, __: Identity) -> web.Response:
+    rising = (view for view in services.host.views() if view.state in RISING and not view.errors)
+    starting = {view.name: view.state for view in rising}
+    if not starting:
+        return reply(Readiness(True, {}))
+    waiting = reply(Readiness(False, starting), 503)
+    waiting.headers["Retry-After"] = "1"
+    return waiting
 
 
 async def health(_: web.Request, services: Services, identity: Identity) -> web.Response:
@@ -155,6 +174,15 @@ OPERATIONS: Final = (
         tag="health",
         summary="Whether the process answers",
         replies={200: Content({"type": "object", "properties": {"status": {"const": "ok"}}})},
+    ),
+    Operation(
+        method="GET",
+        path="/readyz",
+        handler=ready,
+        role="none",
+        tag="health",
+        summary="Whether every plugin that is to run has come up or failed: 503 while one is on its way",
+        replies={200: Content(Readiness), 503: Content(Readiness)},
     ),
     Operation(
         method="GET",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from analytics_core.api.services import Services
 from analytics_core.errors import ParameterError
 from analytics_core.events import moment
 from analytics_core.metrics.buckets import INTERVALS, instant
+from analytics_core.queries.ranges import whole_minute
 
 
 class SeriesPoint(Struct, frozen=True):
@@ -47,7 +47,7 @@ _TIME: Final[dict[str, Any]] = {
 _PARAMETERS: Final = (
     Parameter("metrics", "names separated by commas: manifest metrics, plugin.metric, or event names", required=True),
     Parameter("startDate", "where the range begins; 24 hours before its end when missing", schema=_TIME),
-    Parameter("endDate", "where it ends, exclusive; now when missing", schema=_TIME),
+    Parameter("endDate", "where it ends, exclusive; the end of this minute when missing", schema=_TIME),
     Parameter("interval", "the length of a bucket; hour when missing", schema={"enum": list(INTERVALS)}),
     Parameter("timezone", "the IANA zone in which hours and days are meant; the tenant's when missing, else UTC"),
     Parameter("breakdown", "labels or properties, separated by commas, by whose values each metric is split"),
@@ -61,10 +61,9 @@ async def query(request: web.Request, services: Services, identity: Identity) ->
     if not names:
         raise ParameterError("metrics", "is needed: one or more metric names separated by commas")
     timezone = asked.get("timezone") or services.timezone(identity.tenant)
-    end = asked.get("endDate") or datetime.now(UTC)
+    end = asked.get("endDate") or whole_minute(datetime.now(UTC))
     start = asked.get("startDate") or moment(instant(end, timezone, "endDate")) - timedelta(days=1)
-    answer = await asyncio.to_thread(
-        services.metrics.query,
+    answer = await services.metrics.query(
         identity.tenant,
         names,
         start,

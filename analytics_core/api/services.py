@@ -19,6 +19,7 @@ from analytics_core.lanes.live_metrics import LiveMetrics
 from analytics_core.lanes.store_writer import StoreWriter
 from analytics_core.live import Live
 from analytics_core.queries.analyses import Analyses
+from analytics_core.queries.cohort_sizes import CohortSizes
 from analytics_core.queries.declarations import Declarations
 from analytics_core.queries.history import History
 from analytics_core.queries.identity.merging import Merging
@@ -47,6 +48,7 @@ class Services:
     history: History
     analyses: Analyses
     insights: Insights
+    cohorts: CohortSizes
     merging: Merging
     submissions: Submissions
     state: StateStore

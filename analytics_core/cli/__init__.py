@@ -16,6 +16,7 @@ _COMMANDS: Final = {
     "import": ("importing", "Bring the events of FILE into a running server."),
     "export": ("exporting", "Write all events of a range to a file: NDJSON, CSV, Parquet or Arrow."),
     "ask": ("ask", "Ask the running server an analysis, or list what can be asked."),
+    "cohorts": ("cohorts", "The cohorts that the manifests declare, and how many people are in each."),
     "insights": ("insights", "What stands out in a time range, the gravest first."),
     "plugins": ("plugins", "What is installed, and how it does."),
     "users": ("users", "What is stored about single users: erase it, export it."),

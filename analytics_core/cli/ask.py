@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO, Any, Final
@@ -28,6 +29,10 @@ _ENDLESS: Final = 10_000
 _CATALOGUE: Final = "/api/v1/analyses"
 _MISTAKES: Final = frozenset({400, 404, 422})
 """Statuses that say that the question is wrong."""
+_SOON: Final = frozenset({"urn:analytics:problem:plugin-starting", "urn:analytics:problem:building"})
+"""Problems that say that the same question is answered in a moment."""
+_PATIENCE: Final = 10.0
+_AGAIN: Final = 0.25
 
 
 @click.command("ask")
@@ -91,14 +96,21 @@ def time_parameters(since: str | None, timezone: str | None) -> dict[str, Any]:
 
 
 def question(server: Server, path: str, body: Mapping[str, Any], doing: str) -> dict[str, Any]:
-    """The server's answer. :raises RefusedError: with what it says when the question is wrong."""
-    try:
-        with _spinning(doing):
-            return server.ask("POST", path, _SECONDS, body=body)
-    except ServerRefusedError as error:
-        if error.answered in _MISTAKES:
-            raise RefusedError(error.detail) from error
-        raise
+    """The server's answer, waited for while the plugin that gives it is on its way up, for ten seconds at most.
+
+    :raises RefusedError: with what the server says when the question is wrong.
+    """
+    give_up = time.monotonic() + _PATIENCE
+    with _spinning(doing):
+        while True:
+            try:
+                return server.ask("POST", path, _SECONDS, body=body)
+            except ServerRefusedError as error:
+                if error.answered in _MISTAKES:
+                    raise RefusedError(error.detail) from error
+                if error.problem not in _SOON or time.monotonic() >= give_up:
+                    raise
+            time.sleep(_AGAIN)
 
 
 def console() -> Console:

@@ -109,7 +109,8 @@ class Server:
             response = connection.getresponse()
             if not 200 <= response.status < 300:
                 advice = self._advice(response.status, where)
-                raise ServerRefusedError(self.url, response.status, _said(response.read()), advice)
+                detail, problem = _said(response.read())
+                raise ServerRefusedError(self.url, response.status, detail, advice, problem)
             yield response
         except TimeoutError as error:
             raise NoServerError(self.url, f"nothing came within {seconds:g} s") from error
@@ -181,15 +182,16 @@ class _Refusal(Struct):
 
     title: str = ""
     detail: str = ""
+    type: str = ""
 
 
-def _said(body: bytes) -> str:
-    """A refusal in one line: a whole reason, or the begin of what is none."""
+def _said(body: bytes) -> tuple[str, str]:
+    """A refusal in one line, a whole reason or the begin of what is none, and the type of the problem."""
     try:
         refusal = msgspec.json.decode(body, type=_Refusal)
     except msgspec.MsgspecError:
-        return _one_line(body.decode(errors="replace"))
-    return _one_line(refusal.detail or refusal.title, _MOST_REASON)
+        return _one_line(body.decode(errors="replace")), ""
+    return _one_line(refusal.detail or refusal.title, _MOST_REASON), refusal.type
 
 
 def _one_line(text: str, most: int = _SHOWN) -> str:

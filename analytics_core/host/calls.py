@@ -15,11 +15,12 @@ from analytics_core.errors import (
     MalformedBodyError,
     NotFoundError,
     ParameterError,
+    PluginStartingError,
     PluginUnavailableError,
 )
 from analytics_core.events import Event, EventBatch
 from analytics_core.host.enrichment import Enricher, Enrichers, Mask
-from analytics_core.host.health import FINAL, RUNNING, State
+from analytics_core.host.health import FINAL, RISING, RUNNING, State
 from analytics_core.host.installed.selection import Choice
 from analytics_core.host.life.roster import Roster
 from analytics_core.host.life.supervise import Life
@@ -56,7 +57,7 @@ class Calls:
         :raises NotFoundError: for an unknown analysis.
         :raises ParameterError: when the plugin or the reader refuses a parameter, which is no failure of the plugin.
         :raises BudgetError, BuildingError: when the question is too large, or comes too early: no failure either.
-        :raises PluginUnavailableError: while the plugin is not running.
+        :raises PluginUnavailableError: while it is not running; `PluginStartingError` while the plugin is on its way up.
         :raises HookFailedError: when it fails; `HookTimeoutError` when it takes too long.
         """
         analyses = self.analyses()
@@ -183,4 +184,6 @@ class Calls:
 
 def _unavailable(plugin: str, state: State) -> PluginUnavailableError:
     """Any tenant's client may see this text; why the plugin is in its state may be about another's events."""
+    if state in RISING:
+        return PluginStartingError(plugin, f"is {state}")
     return PluginUnavailableError(plugin, f"is {state}; GET /api/v1/plugins says why")

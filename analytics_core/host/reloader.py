@@ -33,9 +33,9 @@ class Reloader:
     """Refreshes ``host`` when something has changed. `start` and `stop` frame the watching; `look` needs neither. None
     of them is for the event loop.
 
-    All manifests are taken in together or not at all: ``apply`` lets metrics and tenants hold, then ``host`` gets the
-    plugin-settings. ``load`` reads the settings anew, as they were at the start; what differs in them from the running
-    ``settings`` is applied by a restart alone, and `view` says so.
+    All manifests are taken in together or not at all: ``apply`` lets metrics, tenants and cohorts hold, then ``host``
+    gets the plugin-settings. ``load`` reads the settings anew, as they were at the start; what differs in them from the
+    running ``settings`` is applied by a restart alone, and `view` says so.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Reloader:
         before = self._deployment
         try:
             found, settings = self._found(), self._load()
-            if (before.metrics, before.tenants) != (found.metrics, found.tenants):
+            if (before.metrics, before.tenants, before.cohorts) != (found.metrics, found.tenants, found.cohorts):
                 self._apply(found)
         except AnalyticsError as error:
             self._refuse(str(error))
@@ -124,6 +124,7 @@ class Reloader:
 def _changes(before: Deployment, after: Deployment) -> Iterator[str]:
     """``metric signups added`` and the like."""
     kinds: tuple[tuple[str, Mapping[str, object], Mapping[str, object]], ...] = (
+        ("cohort", before.cohorts, after.cohorts),
         ("metric", before.metrics, after.metrics),
         ("plugin-settings", before.plugins, after.plugins),
         ("tenant", before.tenants, after.tenants),

@@ -19,7 +19,7 @@ class Snapshot(Struct, frozen=True):
 
     ``files`` are Parquet paths that may contain events of the asked tenant and range; rows still need the filter.
     ``others`` are the tenant's other files, of which no event is in the range. ``rows`` counts the events of all
-    these, ``last`` is the position of the last one, -1 without any.
+    these, ``last`` is the position of the last one, -1 without any. ``table`` is another for another lake.
     Every file has all columns of `events.SCHEMA`, words as plain strings. Serialisable, so that a plugin's process can
     read it too.
     """
@@ -30,6 +30,7 @@ class Snapshot(Struct, frozen=True):
     others: Sequence[str] = ()
     rows: int = 0
     last: int = -1
+    table: str = ""
 
 
 class RetentionPolicy(Struct, frozen=True):

@@ -96,7 +96,7 @@ class DeltaStore:
             ticket = next(self._tickets)
             self._leases[ticket] = [*files, *others]
         try:
-            yield Snapshot(version.number, version.position, files, others, rows, last)
+            yield Snapshot(version.number, version.position, files, others, rows, last, self._table.id)
         finally:
             with self._leasing:
                 del self._leases[ticket]

@@ -39,10 +39,11 @@ class StoredRun(Struct, frozen=True):
 
 
 class Listing(Struct, frozen=True):
-    """Which runs are a tenant's, in log order, and the words of their names."""
+    """Which runs are a tenant's, in log order, the words of their names, and of which lake they were read."""
 
     runs: tuple[StoredRun, ...] = ()
     names: tuple[str, ...] = ()
+    lake: str = ""
     format: int = FORMAT
     order: str = sys.byteorder
 
@@ -105,16 +106,12 @@ class OrderFiles:
         return users, events
 
     def list(self, listing: Listing) -> None:
-        """Let ``listing`` hold, and delete the folders that it does not name.
-
-        :raises OSError: when it cannot be written.
-        """
+        """Let ``listing`` hold. :raises OSError: when it cannot be written."""
         self.directory.mkdir(parents=True, exist_ok=True)
         draft = self.directory / f"{_LISTING}.tmp"
         draft.write_bytes(msgspec.json.encode(listing))
         sync_file(draft)
         draft.replace(self.directory / _LISTING)
-        self.sweep({run.folder for run in listing.runs})
 
     def sweep(self, kept: set[str]) -> None:
         """Delete the folders of all runs but ``kept``; whoever has mapped one keeps its content."""

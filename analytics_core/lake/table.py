@@ -59,9 +59,15 @@ class Table:
                     root, TABLE_SCHEMA, mode="error", partition_by=list(PARTITION_BY), configuration=_SETTINGS
                 )
             self._reload()
+            self._id = str(self._delta.metadata().id)
         except (DeltaError, OSError) as error:
             raise StorageError(f"the lake at {root} cannot be opened: {_reason(error)}") from error
         self._checkpointed = durable.last_checkpoint(self._log)
+
+    @property
+    def id(self) -> str:
+        """As it was made: another for another table in the same place."""
+        return self._id
 
     @property
     def retained_at(self) -> int:

@@ -225,10 +225,10 @@ def _places(old: Run, new: Run, here: I64, there: I64) -> I64:
 
 def joined(runs: Sequence[Run]) -> Run:
     """One run of all; each is later in the log than those before it."""
-    whole = EMPTY
-    for run in reversed(runs):  # the later ones are the smaller
-        whole = merged(run, whole)
-    return whole
+    if len(runs) < 2:
+        return runs[0] if runs else EMPTY
+    half = len(runs) // 2
+    return merged(joined(runs[:half]), joined(runs[half:]))
 
 
 def concatenated(runs: Sequence[Run]) -> Run:

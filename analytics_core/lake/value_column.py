@@ -26,6 +26,8 @@ MOST_WORDS: Final = 100_000
 _FORMAT: Final = 1
 _GROWTH: Final = 1 << 20
 """Positions by which the file grows."""
+_NUMBER: Final = frozenset("-0123456789")
+"""How the JSON text of a number begins, and none else."""
 _BLOCK: Final = 1 << 12
 """Positions that are written together; where none has a value there is a hole, which takes no space on disk."""
 
@@ -58,6 +60,7 @@ class ValueColumn:
         self.words = list(listing.words)
         """Code 1 is the first of them; code 0 means none."""
         self._code = {word: code for code, word in enumerate(self.words, 1)}
+        self._numbers = np.full(1, np.nan)
         self._saved = self.upto
 
     def _listed(self) -> _Listing:
@@ -74,6 +77,16 @@ class ValueColumn:
         """The code of each position, all of them below `upto`; 0 where there is no value. Shape of ``places``."""
         codes = self._codes
         return codes[places] if len(codes) else np.zeros(len(places), np.int32)
+
+    def numbers(self) -> npt.NDArray[np.float64]:
+        """The number of each code, shape ``(words + 1,)``: NaN where there is none, or one beyond every float."""
+        known = self._numbers
+        words = self.words[len(known) - 1 :]
+        if words:
+            more = np.array([float(word) if word[0] in _NUMBER else np.nan for word in words])
+            more[np.isinf(more)] = np.nan
+            self._numbers = known = np.concatenate([known, more])
+        return known
 
     def extend(self, upto: int, found: Iterable[tuple[I64, pa.DictionaryArray]]) -> None:
         """Go on to ``upto``, which is beyond `upto`. ``found`` are positions between the two and their JSON texts.
@@ -103,7 +116,9 @@ class ValueColumn:
     def _write(self, codes: I32) -> None:
         """By ordinary writes: where the disk is full, one into a mapping would end the process."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("r+b" if self._path.exists() else "w+b") as file:
+        if not self.upto:
+            self._path.touch()
+        with self._path.open("r+b") as file:  # when somebody has deleted it, what was in it is not to be had again
             for start in range(0, len(codes), _BLOCK):
                 block = codes[start : start + _BLOCK]
                 if block.any():

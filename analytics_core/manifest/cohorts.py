@@ -13,14 +13,14 @@ Span = Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,4}[mhdw]$")]
 CohortName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 
 
-class Happening(Struct, frozen=True, forbid_unknown_fields=True):
+class Happening(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Events of one name, or any. ``where``: filters, ``{"properties.plan": "pro", "properties.n": {">": 9}}``."""
 
     event: str | None = None
     where: dict[str, Any] = {}
 
 
-class CohortCondition(Struct, frozen=True, forbid_unknown_fields=True):
+class CohortCondition(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One of three: ``did`` something ``at_least`` so often; ``did_not`` do it so often; ``has`` these values, each in
     the latest event that names it. ``within`` looks only at that long before the end of what is asked ("30d")."""
 

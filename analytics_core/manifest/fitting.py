@@ -92,7 +92,7 @@ class _Fitting:
             case shape.DictType(value_type=inner):
                 return {key: self.value(v, inner, (*path, key)) for key, v in self.mapping(value, path).items()}
             case shape.VarTupleType(item_type=inner) | shape.ListType(item_type=inner):
-                return [self.value(v, inner, (*path, i)) for i, v in enumerate(self.items(value, path))]
+                return [self.value(v, inner, (*path, i)) for i, v in enumerate(self.items(value, kind, path))]
             case shape.LiteralType(values=words):
                 return self.literal(value, words, path)
             case shape.CustomType() if kind.cls is Path:
@@ -138,12 +138,15 @@ class _Fitting:
             raise self.wrong(path, value, "is not a mapping")
         return value
 
-    def items(self, value: Any, path: Key) -> list[Any]:
-        if isinstance(value, Filled):
-            return read_list(value)
-        if not isinstance(value, list):
+    def items(self, value: Any, kind: shape.VarTupleType | shape.ListType, path: Key) -> list[Any]:
+        found = read_list(value) if isinstance(value, Filled) else value
+        if not isinstance(found, list):
             raise self.wrong(path, value, "is not a list; write [a, b]")
-        return value
+        least, most = kind.min_length or 0, kind.max_length
+        if len(found) < least or (most is not None and len(found) > most):
+            valid = f"at least {least}" if most is None else f"{least} to {most}"
+            raise self.wrong(path, value, f"has {len(found)} items; valid are {valid}")
+        return found
 
     def literal(self, value: Any, words: tuple[Any, ...], path: Key) -> Any:
         if isinstance(value, Filled):

@@ -23,6 +23,7 @@ Word = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]*$", max_length=64)]
 """The name of a metric, an analysis, a channel kind, ...: it appears in URLs and after ``plugin.``."""
 
 Isolation = Literal["thread", "process"]
+Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
 JsonSchema = dict[str, Any]
 Aggregate = Literal["count", "sum", "avg", "min", "max", "unique", "p50", "p75", "p90", "p95", "p99"]
 Problems = Iterator[tuple[Key, str]]
@@ -214,10 +215,12 @@ class MetricManifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class TenantManifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``kind: tenant``. ``retention_days`` null keeps events for ever; not given, the host's holds."""
+    """``kind: tenant``. ``timezone`` and ``week_start`` hold where a question names none. ``retention_days`` null keeps
+    events for ever; not given, the host's holds."""
 
     name: TenantId
     timezone: str = "UTC"
+    week_start: Weekday = "monday"
     retention_days: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
 
     def problems(self) -> Problems:

@@ -11,6 +11,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import Struct
 
 from analytics_core.errors import ParameterError, near
@@ -26,6 +28,7 @@ MAX_BUCKETS: Final = 50_000
 
 HOUR: Final = 60 * MINUTE
 _LENGTH: Final = {"minute": MINUTE, "hour": HOUR, "day": DAY, "week": 7 * DAY, "month": 30 * DAY}
+_LOCAL: Final = len("2025-01-31T00:00:00")
 _LATEST: Final = micros(datetime(2100, 1, 1, tzinfo=UTC))
 
 
@@ -61,7 +64,18 @@ class Buckets(Struct, frozen=True):
     def starts(self) -> list[str]:
         """When each bucket begins: ISO 8601 with the zone's offset, length ``n``."""
         zone = ZoneInfo(self.timezone)
-        return [moment(at).astimezone(zone).isoformat() for at in self.edges[:-1].tolist()]
+        if self.interval not in ("minute", "hour"):
+            return [moment(at).astimezone(zone).isoformat() for at in self.edges[:-1].tolist()]
+        first, last = int(self.edges[0]), int(self.edges[-2])
+        changes = _changes(first, last, zone) if last > first else []
+        ends = np.searchsorted(self.edges[:-1], [at for at, _ in changes])
+        shifts = [_offset(first, zone), *(shift for _, shift in changes)]
+        texts: list[str] = []
+        for edges, shift in zip(np.split(self.edges[:-1], ends), shifts, strict=True):
+            mark = moment(int(edges[0])).astimezone(zone).isoformat()[_LOCAL:] if len(edges) else ""
+            local = pa.array((edges + shift) // 1_000_000, pa.timestamp("s")).cast(pa.string())  # as no loop is so fast
+            texts += pc.binary_join_element_wise(pc.replace_substring(local, " ", "T"), mark, "").to_pylist()
+        return texts
 
 
 def zone_named(timezone: str) -> ZoneInfo:
@@ -156,7 +170,8 @@ def _even_edges(first: int, last: int, length: int, zone: ZoneInfo) -> I64:
         if change <= high and (change + after) // length != (change - 1 + shift) // length:
             pieces.append(np.array([change], np.int64))
         begin, shift = change, after
-    return np.unique(np.concatenate(pieces))
+    edges = np.concatenate(pieces)
+    return edges[np.diff(edges, prepend=edges[0] - 1) > 0]  # a change may be a whole minute or hour as well
 
 
 def _offset(at: int, zone: ZoneInfo) -> int:

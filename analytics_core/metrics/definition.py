@@ -44,7 +44,7 @@ class Definition(Struct, frozen=True):
 
     def condition(self, bind: Bind) -> str:
         """SQL that is true for the events that count."""
-        return conjunction(self._filters(), bind)
+        return conjunction(self.filters, bind)
 
     def sql(self, bind: Bind) -> str:
         """The aggregate as SQL over ``events``, exact, with its condition as a FILTER clause."""
@@ -60,7 +60,9 @@ class Definition(Struct, frozen=True):
             return f"quantile_cont({self.value.number(bind)}, {self.quantile})"
         return f"{_SQL[self.aggregate]}({self.value.number(bind)})"
 
-    def _filters(self) -> tuple[Filter, ...]:
+    @property
+    def filters(self) -> tuple[Filter, ...]:
+        """What an event holds that counts: ``events`` and ``where``."""
         if not self.events:
             return self.where
         return (Filter(Field("name"), "in", self.events), *self.where)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -19,12 +19,14 @@ from analytics_core.queries.cache import AnswerCache, Made
 from analytics_core.queries.cohorts import Cohort, read_cohort
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.history import History
-from analytics_core.queries.ranges import time_range
+from analytics_core.queries.ranges import time_range, whole_minute
 from analytics_core.queries.reader import MetricSource, Reader
-from analytics_core.records import Answer, EventReader, Question
+from analytics_core.records import Answer, EventReader, Question, TimeRange
 
 MAX_ROWS: Final = 100_000
 DEFAULT_RANGE: Final = "30d"
+_WEEK_START: Final = "weekStart"
+"""A parameter of this name has the tenant's default."""
 COMMON: Final[dict[str, Any]] = {
     "timeRange": {
         "description": 'The last "7d", "24h", ... or {"start", "end"}; end is exclusive.',
@@ -86,21 +88,31 @@ class Analyses:
         metrics: Callable[[], MetricSource | None] = lambda: None,
         *,
         cohorts: Callable[[], Mapping[str, Cohort]] = dict,
+        week_start: Callable[[str], str] = lambda _: "monday",
+        duplicates: Callable[[str, TimeRange], int] = lambda _tenant, _range: 0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._calls = calls
         self._history = history
         self._metrics = metrics
         self._cohorts = cohorts
+        self._week_start = week_start
+        self._duplicates = duplicates
         self._clock = clock
         self._answers = AnswerCache()
 
-    def catalogue(self, tenant: str, timezone: str = "UTC") -> list[dict[str, Any]]:  # noqa: ARG002  all have the same
+    def catalogue(self, tenant: str, timezone: str = "UTC") -> list[dict[str, Any]]:
         """Every analysis: ``{"name", "plugin", "title", "parameters": JSON Schema with the common ones}``, by name.
 
-        ``timezone`` is the tenant's, which holds where a question names none.
+        ``timezone`` is the tenant's, which holds where a question names none; so does its first day of the week.
         """
         common = {**COMMON, "timezone": {**COMMON["timezone"], "default": timezone}}
+        week_start = self._week_start(tenant)
+
+        def own(spec: Spec) -> Iterator[tuple[str, Any]]:
+            for key, schema in spec.schema.get("properties", {}).items():
+                yield key, {**schema, "default": week_start} if key == _WEEK_START else schema
+
         return [
             {
                 "name": spec.name,
@@ -109,7 +121,7 @@ class Analyses:
                 "parameters": {
                     "type": "object",
                     **spec.schema,
-                    "properties": {**common, **spec.schema.get("properties", {})},
+                    "properties": {**common, **dict(own(spec))},
                 },
             }
             for _, spec in sorted(self._calls.analyses().items())
@@ -122,7 +134,8 @@ class Analyses:
         ``timezone`` is meant where the parameters name none. ``watermark`` is the log's clock at the snapshot that was
         read, ``data_as_of`` the time up to which it says something: the earlier of that and the range's end.
         ``quality`` is of all events of the range: how many, how many of them ``late`` (received over an hour after they
-        happened), the share that bots sent. ``notes`` name events and properties that were asked for and do not exist.
+        happened), the share that bots sent; and how many ``duplicates`` were dropped in its hours. ``notes`` name events
+        and properties that were asked for and do not exist.
 
         :raises NotFoundError: for an unknown analysis; :raises ParameterError: for a parameter that does not fit.
         :raises PluginError: when the plugin does not answer; :raises QueryError: over budget.
@@ -142,13 +155,17 @@ class Analyses:
             asked.until(now.watermark),
         )
         answer = await self._answers.get(key, lambda: self._answer(asked, metrics))
-        return {**answer, **_freshness(now.watermark, asked.question.range.end)}
+        duplicates = await asyncio.to_thread(self._duplicates, tenant, asked.question.range)
+        quality = {**answer["quality"], "duplicates": duplicates}
+        return {**answer, "quality": quality, **_freshness(now.watermark, asked.question.range.end)}
 
     def _asked(self, spec: Spec, parameters: Mapping[str, Any], tenant: str, timezone: str) -> Asked:
+        if _WEEK_START in spec.schema.get("properties", {}):
+            parameters = {_WEEK_START: self._week_start(tenant), **parameters}
         own, common = _split(parameters, spec.schema)
         zone = _text(common.get("timezone", timezone), "timezone")
         given = common.get("timeRange", DEFAULT_RANGE)
-        span = time_range(given, zone, _whole_minute(self._clock()))
+        span = time_range(given, zone, whole_minute(self._clock()))
         filters = parse_filters(common.get("filters"))
         named = common.get("cohort")
         cohort = None if named is None else read_cohort(named, self._cohorts())
@@ -170,23 +187,13 @@ class Analyses:
         )
         try:
             answer = await self._calls.insight(question, reader)
-            beside = await asyncio.to_thread(_beside, reader)
+            shown = await asyncio.to_thread(_shown, asked, answer, reader)
         except PluginError as error:
             if self._history.stopping:  # the plugin was cut off, whatever it made of that
                 raise StoppingError from error
             raise
         finally:
             await asyncio.to_thread(reader.close)
-        columns, rows = _rows(answer.table, asked.spec)
-        shown = {
-            "analysis": asked.spec.name,
-            "plugin": asked.spec.plugin,
-            "parameters": asked.shown,
-            "columns": columns,
-            "data": rows,
-            **_findings(answer),
-            **beside,
-        }
         return Made(shown, not reader.beyond_events)
 
 
@@ -206,12 +213,6 @@ class Asked(NamedTuple):
     def until(self, watermark: datetime | None) -> datetime | None:
         """How far the log's clock has come in the range, in whole minutes: what has passed may be part of an answer."""
         return None if watermark is None else min(watermark, self.question.range.end).replace(second=0, microsecond=0)
-
-
-def _whole_minute(now: datetime) -> datetime:
-    """The end of the minute, so that a span such as "7d" is one range for that long."""
-    minute = timedelta(minutes=1)
-    return now + (datetime.min.replace(tzinfo=UTC) - now) % minute
 
 
 def _split(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -244,6 +245,29 @@ def _rows(table: Any, spec: Spec) -> tuple[list[str], list[dict[str, Any]]]:
             return list(dict.fromkeys(key for row in listed for key in row)), [jsonable(dict(row)) for row in listed]
         size = len(listed)
     raise HookFailedError(spec.plugin, "insight", f"{spec.name!r} gave {size} rows; at most {MAX_ROWS} can be answered")
+
+
+def _shown(asked: Asked, answer: Answer, reader: Reader) -> dict[str, Any]:
+    """The whole answer, ready for JSON. Many rows take seconds.
+
+    :raises HookFailedError: for what has no form in JSON.
+    """
+    try:
+        columns, rows = _rows(answer.table, asked.spec)
+        findings = _findings(answer)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise HookFailedError(
+            asked.spec.plugin, "insight", f"{asked.spec.name!r} gave what is no row: {error}"
+        ) from error
+    return {
+        "analysis": asked.spec.name,
+        "plugin": asked.spec.plugin,
+        "parameters": asked.shown,
+        "columns": columns,
+        "data": rows,
+        **findings,
+        **_beside(reader),
+    }
 
 
 def _beside(reader: Reader) -> dict[str, Any]:

@@ -10,13 +10,17 @@ from typing import Any, Final, NamedTuple
 ENTRIES: Final = 512
 CELLS: Final = 2_000_000
 """Values in the rows of all answers that are kept: about 200 MB at the most, and usually far less."""
+CELL_BYTES: Final = 100
+"""How much memory a value takes at the most, for what is counted in bytes."""
 
 
 class Made(NamedTuple):
-    """An answer, and whether it depends on nothing but what its key names."""
+    """An answer, and whether it depends on nothing but what its key names; ``cells`` is its size beside the values in
+    the rows of ``data``."""
 
     answer: dict[str, Any]
     lasting: bool
+    cells: int = 0
 
 
 class AnswerCache:
@@ -52,8 +56,8 @@ class AnswerCache:
         del self._making[key]
         if made.cancelled() or made.exception() is not None:
             return
-        answer, lasting = made.result()
-        cells = 1 + len(answer.get("columns", ())) * len(answer.get("data", ()))
+        answer, lasting, cells = made.result()
+        cells += 1 + len(answer.get("columns", ())) * len(answer.get("data", ()))
         if not lasting or cells > self._most_cells // 4:
             return
         self._kept[key] = answer, cells

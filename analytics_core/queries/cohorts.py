@@ -92,7 +92,7 @@ def members(cohort: Cohort, end: int, fold: Fold) -> U64:
             marks[f"{i} {_HAS}"] = (Filter(condition.filters[0].field, "exists", True),)
 
     def step(part: UserOrder) -> U64:
-        kept = part.known.copy()
+        kept = part.known & (part.first_at < end)
         for i, condition in enumerate(cohort.conditions):
             kept &= _holds(condition, f"{i}", end, part)
         return part.key[kept]

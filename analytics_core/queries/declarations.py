@@ -28,6 +28,11 @@ class Declared(NamedTuple):
         told = self.deployment.tenants.get(tenant)
         return told.timezone if told is not None else "UTC"
 
+    def week_start(self, tenant: str) -> str:
+        """The day that the tenant's weeks begin with, where a request names none."""
+        told = self.deployment.tenants.get(tenant)
+        return told.week_start if told is not None else "monday"
+
     def retention(self, days: int | None) -> RetentionPolicy:
         """``days`` are the host's, which hold where a tenant's manifest names none."""
         told = {name: tenant.retention_days for name, tenant in self.deployment.tenants.items()}

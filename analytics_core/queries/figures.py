@@ -1,21 +1,18 @@
-"""Metrics over events in SQL: every bucket and the whole range from one pass over a reader's snapshot."""
+"""Metrics over events by bucket: from the columns of the user-order cache where they tell, else by SQL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 from msgspec import Struct
 
 from analytics_core.metrics.buckets import Buckets
 from analytics_core.metrics.definition import Definition
+from analytics_core.queries.figures_columns import Columnar
+from analytics_core.queries.figures_sql import scan_sql
+from analytics_core.queries.grid import F64, Grid
 from analytics_core.queries.reader import Reader
-
-MAX_SERIES: Final = 100
-"""Label combinations that one answer shows per metric: those with the most events."""
 
 
 class Figures(Struct, frozen=True):
@@ -25,90 +22,50 @@ class Figures(Struct, frozen=True):
     metric: str
     labels: dict[str, str]
     value: float | None
-    values: npt.NDArray[np.float64]
+    values: F64
     unit: str = ""
 
 
 def over_events(
     reader: Reader, definitions: Sequence[Definition], spans: Buckets, breakdown: Sequence[str] | None
 ) -> dict[str, list[Figures]]:
-    """All metrics without labels in one scan, then one scan for each set of labels."""
-    found = {f.metric: [f] for f in _scan(reader, definitions, spans, ())}
+    """All metrics without labels in one scan, then one scan for each set of labels. By metric: its total, then the
+    combinations of its labels, the largest first."""
+    columns = Columnar.of(reader, spans)
+    found: dict[str, list[Figures]] = {}
+    for figures in _unlabelled(reader, [d.broken_down(()) for d in definitions], spans, columns):
+        found[figures.metric] = [figures]
     split: dict[tuple[str, ...], list[Definition]] = {}
     for definition in definitions:
         labelled = definition if breakdown is None else definition.broken_down(breakdown)
         if labelled.breakdown:
             split.setdefault(tuple(name for name, _ in labelled.breakdown), []).append(labelled)
-    for labels, together in split.items():
-        for figures in _scan(reader, together, spans, labels):
+    for together in split.values():
+        grid = columns.grid(together) if columns is not None else None
+        shown = _figures(together, scan_sql(reader, together, spans) if grid is None else grid)
+        for figures in sorted(shown, key=_largest_first):
             found[figures.metric].append(figures)
     return found
 
 
-class _Query:
-    """SQL with its bound parameters."""
-
-    def __init__(self) -> None:
-        self.parameters: dict[str, Any] = {}
-
-    def bind(self, value: Any) -> str:
-        self.parameters[f"p{len(self.parameters)}"] = value
-        return f"$p{len(self.parameters) - 1}"
-
-
-def _scan(reader: Reader, definitions: Sequence[Definition], spans: Buckets, labels: tuple[str, ...]) -> list[Figures]:
-    """One pass over the events: every metric by bucket and in whole (GROUPING SETS), per combination of labels."""
-    query = _Query()
-    names = [f"l{i}" for i in range(len(labels))]
-    fields = definitions[0].breakdown
-    shown = [f"coalesce({field.text(query.bind)}::VARCHAR, '') AS l{i}" for i, (_, field) in enumerate(fields)]
-    counted = " OR ".join(f"({d.condition(query.bind)})" for d in definitions)
-    columns = ", ".join([f"{_bucket(spans, query)} AS bucket", *shown, "*"])
-    source = f"(SELECT {columns} FROM events WHERE {counted})"
-    if labels:
-        top = ", ".join(names)
-        most = f"SELECT {top} FROM src GROUP BY {top} ORDER BY count(*) DESC, {top} LIMIT {MAX_SERIES}"
-        source = f"(WITH src AS {source} SELECT * FROM src SEMI JOIN ({most}) USING ({top}))"
-    figures = ", ".join(f"({d.sql(query.bind)})::DOUBLE AS m{i}" for i, d in enumerate(definitions))
-    whole = ", ".join(names)
-    table = reader.sql(
-        f"SELECT {', '.join([*names, 'bucket', figures])} FROM {source} "
-        f"GROUP BY GROUPING SETS (({', '.join([*names, 'bucket'])}), ({whole}))",
-        query.parameters,
-    )
-    return _read(table, definitions, spans, labels)
+def _unlabelled(
+    reader: Reader, definitions: Sequence[Definition], spans: Buckets, columns: Columnar | None
+) -> Iterator[Figures]:
+    """Without labels each metric stands for itself, so that what the columns tell of some is not asked again."""
+    told = [d for d in definitions if columns is not None and columns.tell(d)]
+    grid = columns.grid(told) if columns is not None and told else None
+    left = definitions if grid is None else [d for d in definitions if d not in told]
+    if grid is not None:
+        yield from _figures(told, grid)
+    if left:
+        yield from _figures(left, scan_sql(reader, left, spans))
 
 
-def _bucket(spans: Buckets, query: _Query) -> str:
-    """SQL for the bucket's number: by division when all are equally long, else through a list of equal cells."""
-    cell = f"((epoch_us(timestamp) - {query.bind(int(spans.edges[0]))}) // {query.bind(spans.cell)})"
-    cells = spans.cells()
-    if len(cells) == len(spans):
-        return cell
-    return f"list_extract({query.bind(cells.tolist())}, {cell} + 1)"
-
-
-def _read(table: pa.Table, definitions: Sequence[Definition], spans: Buckets, labels: tuple[str, ...]) -> list[Figures]:
-    """The rows of `_scan` as one `Figures` per metric and combination. A row without a bucket is the whole range."""
-    at = table.column("bucket").fill_null(-1).to_numpy().astype(np.int64)
-    groups: dict[tuple[str, ...], list[int]] = {} if labels else {(): []}
-    for row, key in enumerate(zip(*(table.column(f"l{i}").to_pylist() for i in range(len(labels))), strict=True)):
-        groups.setdefault(key, []).append(row)
-    if not labels:
-        groups[()] = list(range(len(table)))
-    found = []
-    for number, definition in enumerate(definitions):
-        empty = np.nan if definition.empty is None else definition.empty
-        column = table.column(f"m{number}").fill_null(empty).to_numpy()
-        for key, rows in groups.items():
-            inside = np.array([r for r in rows if at[r] >= 0], np.int64)
-            values = np.full(len(spans), empty)
-            values[at[inside]] = column[inside]
-            whole = next((float(column[r]) for r in rows if at[r] < 0), empty)
-            named = dict(zip(labels, key, strict=True))
-            shown = None if np.isnan(whole) else whole
-            found.append(Figures(definition.name, named, shown, values, definition.unit))
-    return sorted(found, key=_largest_first)
+def _figures(definitions: Sequence[Definition], grid: Grid) -> Iterator[Figures]:
+    for definition, values, whole in zip(definitions, grid.values, grid.whole, strict=True):
+        for key, row, total in zip(grid.groups, values, whole.tolist(), strict=True):
+            labels = {name: value for (name, _), value in zip(definition.breakdown, key, strict=True)}
+            yield Figures(definition.name, labels, None if np.isnan(total) else total, row, definition.unit)
 
 
 def _largest_first(figures: Figures) -> tuple[float, list[str]]:

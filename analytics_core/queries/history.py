@@ -90,6 +90,8 @@ class History:
             if self._stopping:
                 return
             self._stopping = True
+        if self._order is not None:
+            self._order.stop()
         threading.Thread(target=self._interrupt_all, name="history:interrupt", daemon=True).start()
 
     def close(self) -> None:
@@ -160,13 +162,19 @@ class History:
                 files=_absolute(leased.files),
                 others=_absolute(leased.others),
                 rows=leased.rows,
+                lake=leased.table,
                 position=leased.position,
                 durable=durable,
                 log_directory=self._directory,
                 erased=erased,
             )
-            order = view_of if self._order is None else self._order.view
-            reader = Reader(spec, tail, stack.pop_all(), order, self.identities.at)
+            if self._order is None:
+                reader = Reader(spec, tail, stack.pop_all(), view_of, self.identities.at)
+            else:
+                order = self._order
+                reader = Reader(
+                    spec, tail, stack.pop_all(), order.view, self.identities.at, order.at_hand, order.handed
+                )
         with self._lock:
             self._readers.add(reader)
             late = self._stopping

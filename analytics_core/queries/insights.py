@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol, get_args
 
 from msgspec import Struct
 
-from analytics_core.errors import AnalyticsError, ParameterError, StoppingError, near
+from analytics_core.errors import AnalyticsError, ParameterError, PluginStartingError, StoppingError, near
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.ranges import time_range
 from analytics_core.records import Severity
@@ -94,7 +94,8 @@ class Insights:
         come in their order; those of no insight in the answer are left out.
 
         :raises ParameterError: for an unknown source or type, a range, zone or filter that is none, and when all that
-            was asked refuses a parameter. :raises StoppingError: when the host stops meanwhile.
+            was asked refuses a parameter. :raises PluginStartingError: when all that was asked is on its way up.
+        :raises StoppingError: when the host stops meanwhile.
         """
         specs = self._chosen(wanted)
         zone = wanted.common.get("timezone", timezone)
@@ -106,7 +107,7 @@ class Insights:
             raise ParameterError("timeRange", f"begins at {shown['start']}, which is yet to come")
         common = {**wanted.common, "timeRange": shown, "timezone": zone}
         asked = await asyncio.gather(*(self._ask(spec, common, tenant, zone) for spec in specs))
-        refused = [one.error for one in asked if isinstance(one.error, ParameterError)]
+        refused = [one.error for one in asked if isinstance(one.error, ParameterError | PluginStartingError)]
         if refused and len(refused) == len(asked):
             raise refused[0]
         insights = _ranked(asked)

@@ -30,7 +30,7 @@ _DENSE: Final = 8
 """A table over all log positions is made when at most so many are in it for each that has a value."""
 _FEW: Final = 8
 """So many comparisons take less time than one look-up."""
-_NAME: Final = Field("name")
+NAME: Final = Field("name")
 
 
 class Rows(Protocol):
@@ -53,7 +53,7 @@ class Names:
 
     def __init__(self, holds: Mask) -> None:
         self.holds = holds
-        self._few = np.flatnonzero(holds)
+        self._few = np.flatnonzero(holds).tolist()  # a whole number of Python is compared in the type of the codes
 
     def of(self, name: I32, place: I64) -> Mask:  # noqa: ARG002
         if len(self._few) > _FEW:
@@ -140,7 +140,7 @@ class Meant:
     def __init__(self, rows: Rows, names: Sequence[str], columns: Columns, asked: Asked) -> None:
         self._asked = asked
         self.words: dict[str, Sequence[str]] = {}
-        self._tests = _Tests(names, columns)
+        self._tests = Tests(names, columns)
         self._kept = self._tests.of(asked.filters)
         self._marks = {mark: self._tests.of(filters) for mark, filters in asked.marks.items()}
         self._values: dict[str, Callable[[I64], I32]] = {}
@@ -151,7 +151,7 @@ class Meant:
     def _know(self, name: str, column: ValueColumn | None) -> bool:
         if column is None:
             return False
-        self.words[name] = [_shown(word) for word in column.words]
+        self.words[name] = [shown(word) for word in column.words]
         self._values[name] = lambda places: column.at(places) - np.int32(1)
         return True
 
@@ -192,7 +192,7 @@ class Meant:
 
     def _masks(self, run: Run) -> Iterator[Mask]:
         low, high = self._asked.low, self._asked.high
-        if len(run) and (int(run.at.min()) < low or int(run.at.max()) >= high):
+        if len(run) and (int(run.at[run.start].min()) < low or int(run.at[run.end - 1].max()) >= high):
             yield (run.at >= low) & (run.at < high)
         if self._kept:
             yield _all(self._kept, run.name, run.place)
@@ -222,12 +222,12 @@ def _true(places: I64) -> Places:
     return Places(places, np.ones(len(places), np.bool_), 0)
 
 
-def _shown(word: str) -> str:
+def shown(word: str) -> str:
     """A JSON text as `Field.text` writes it: a string without its quotes."""
     return str(msgspec.json.decode(word)) if word.startswith('"') else word
 
 
-class _Tests:
+class Tests:
     """Makes tests of filters, where names and columns tell them."""
 
     def __init__(self, names: Sequence[str], columns: Columns) -> None:
@@ -236,12 +236,12 @@ class _Tests:
 
     def of(self, filters: Sequence[Filter]) -> list[Test] | None:
         """The tests that are all ``filters``, by names first; None when something else has to be asked."""
-        by_name = [filter_ for filter_ in filters if filter_.field == _NAME]
+        by_name = [filter_ for filter_ in filters if filter_.field == NAME]
         tests: list[Test] = []
         if by_name:
             tests.append(Names(np.logical_and.reduce([filter_.mask(self._names) for filter_ in by_name])))
         for filter_ in filters:
-            if filter_.field == _NAME:
+            if filter_.field == NAME:
                 continue
             column = self._columns(filter_.field)
             if column is None:

@@ -43,6 +43,12 @@ def time_range(given: Any, timezone: str, now: datetime, parameter: str = "timeR
     return TimeRange(start, stop, timezone)
 
 
+def whole_minute(now: datetime) -> datetime:
+    """The end of the minute, so that a span such as "7d" is one range for that long."""
+    minute = timedelta(minutes=1)
+    return now + (datetime.min.replace(tzinfo=UTC) - now) % minute
+
+
 def span(given: str, parameter: str) -> timedelta:
     """How long "7d", "24h", "30m" or "4w" is. :raises ParameterError: for anything else."""
     found = _SPAN.fullmatch(given.strip())

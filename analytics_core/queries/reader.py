@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -14,6 +15,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
+from msgspec.structs import replace
 
 from analytics_core.errors import (
     BudgetError,
@@ -29,6 +31,7 @@ from analytics_core.log.segments import SegmentReader
 from analytics_core.log.tombstones import Tombstone
 from analytics_core.metrics.filters import Field, Filter
 from analytics_core.queries.cohorts import Cohort
+from analytics_core.queries.handed_order import HandedOrder
 from analytics_core.queries.identity import Identity
 from analytics_core.queries.identity.reading import identity_of
 from analytics_core.queries.sealed import PERSON_EVENTS, connect, in_utc, join_people, narrow
@@ -38,6 +41,8 @@ from analytics_core.queries.visitors import Visitors
 from analytics_core.records import Json, Series, Step, TimeRange, UserOrder
 
 _WAITING: Final = 0.6
+_LEAST: Final = 20
+"""This part of its patience is left to whoever has waited long: what others are at just now is not to refuse it."""
 _STREAMED: Final = 1 << 17
 
 
@@ -71,6 +76,7 @@ class ReaderSpec(Struct, frozen=True, kw_only=True):
     files: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
     rows: int = 0
+    lake: str = ""
     position: int = 0
     durable: int = 0
     tenant: str
@@ -81,6 +87,7 @@ class ReaderSpec(Struct, frozen=True, kw_only=True):
     log_directory: Path | None = None
     limits: Limits = Limits()
     metrics: MetricSource | None = None
+    order: HandedOrder | None = None
 
     def open(self) -> Reader:
         """:raises QueryError: when the log was trimmed meanwhile (ask again), or has no directory."""
@@ -93,7 +100,7 @@ class ReaderSpec(Struct, frozen=True, kw_only=True):
                 tail = read_tail(log, self.tenant, self.position, self.durable)
             except TrimmedError as error:
                 raise QueryError(f"the snapshot is gone, ask again: {error}") from error
-            return Reader(self, tail, stack.pop_all())
+            return Reader(self, tail, stack.pop_all(), view_of if self.order is None else self.order.view)
 
 
 class Reader:
@@ -110,10 +117,15 @@ class Reader:
         resources: ExitStack,
         order: Callable[[Reader], View] = view_of,
         identity: Callable[[Reader], Identity] = identity_of,
+        at_hand: Callable[[Reader], View | None] = lambda _: None,
+        handed: Callable[[Reader], HandedOrder | None] = lambda _: None,
     ) -> None:
         self._spec = spec
         self.visitors = Visitors(self, order)
         """The same events by visitor, for the host's own questions."""
+        self._at_hand = at_hand
+        self._handed = handed
+        self._until: float | None = None
         self._cohort_known = False
         self._identity = identity
         self._people_known = False
@@ -169,9 +181,23 @@ class Reader:
         return self._identity(self)
 
     @property
+    def lake(self) -> str:
+        """Which lake it is of the snapshot."""
+        return self._spec.lake
+
+    @property
     def patience(self) -> float:
-        """How many seconds a question may wait for what it reads; the rest of its time is for the answer."""
-        return _WAITING * self._spec.limits.seconds
+        """How many seconds a question may still wait for what it reads; the rest of its time is for the answer."""
+        seconds, now = _WAITING * self._spec.limits.seconds, time.monotonic()
+        if self._until is None:
+            self._until = now + seconds
+        return max(self._until - now, seconds / _LEAST)
+
+    def since(self, position: int) -> pa.Table:
+        """The columns of `user_order.ROWS` from ``position`` on."""
+        if self.stored <= position:
+            return self.tail(position)
+        return self.ever(f"{ROWS} WHERE seq >= $position", {"position": position})
 
     def tail(self, position: int) -> pa.Table:
         """The columns of `user_order.ROWS` from ``position`` on, which is not before `stored`."""
@@ -185,17 +211,27 @@ class Reader:
         taken meanwhile is still there: `rows` does not count it."""
         return self._tail.filter(pc.greater_equal(self._tail.column("seq"), position))
 
+    def everything(self) -> pa.Table:
+        """The columns of `user_order.ROWS` of all events."""
+        spec = self._spec
+        return self.ever(ROWS, {}) if spec.files or spec.others or spec.erased else rows_of(self._tail)
+
     def stream(self, query: str, parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
         """As `ever`, a batch at a time and without a limit of time: for what is done once for all questions."""
-        with self._lock:
+        with self._lock, self._translated():
             self.check_open()
             rows = self._connection.sql(query, params=dict(parameters)).to_arrow_reader(_STREAMED)
             for batch in rows:
                 self.check_open()
                 yield batch
 
-    def to_spec(self) -> ReaderSpec:
+    @property
+    def spec(self) -> ReaderSpec:
         return self._spec
+
+    def to_spec(self) -> ReaderSpec:
+        """For another process: with what there is in user order."""
+        return replace(self._spec, order=self._handed(self))
 
     def sql(self, query: str, parameters: Mapping[str, Any] | None = None) -> pa.Table:
         """Run one SELECT over the view ``events``; ``$name`` parameters are bound. Times come back in UTC.
@@ -274,6 +310,21 @@ class Reader:
         """`EventReader.in_user_order`. :raises ParameterError: for a mark or a value that is none."""
         return self.visitors.fold(step, marks, values, since, marked_only=marked_only)
 
+    def at_hand(self) -> View | None:
+        """All events of the tenant as columns, when they can be had without much waiting."""
+        return self._at_hand(self)
+
+    def budget(self) -> Callable[[], None]:
+        """To be called as the work goes on: raises as `check_open`, and `BudgetError` over the time of a query."""
+        until = time.monotonic() + self._spec.limits.seconds
+
+        def go_on() -> None:
+            self.check_open()
+            if time.monotonic() > until:
+                raise BudgetError(self._spec.limits.late)
+
+        return go_on
+
     def _know_cohort(self) -> None:
         """Narrow the view ``events`` to the cohort before it is asked."""
         if self._spec.cohort is None or self._cohort_known:
@@ -328,12 +379,17 @@ class Reader:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """A time budget, and DuckDB's errors as ours."""
+        """A time budget, and errors as ours."""
         self.check_open()
+        with self._translated(), _at_most(self._spec.limits.seconds, self._connection.interrupt):
+            yield
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """DuckDB's errors as ours; a stream of its rows has an OSError for each of them."""
         limits = self._spec.limits
         try:
-            with _at_most(limits.seconds, self._connection.interrupt):
-                yield
+            yield
         except duckdb.InterruptException:
             self.check_open()
             raise BudgetError(limits.late) from None
@@ -341,7 +397,8 @@ class Reader:
             raise BudgetError(
                 f"the query needs more than {limits.memory}; narrow the time range, add a filter, or select less"
             ) from None
-        except duckdb.Error as error:
+        except (duckdb.Error, OSError) as error:
+            self.check_open()
             raise QueryError(str(error)) from error
 
 

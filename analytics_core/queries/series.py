@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from analytics_core.errors import ParameterError
@@ -15,10 +17,13 @@ from analytics_core.events import moment
 from analytics_core.manifest import Deployment
 from analytics_core.metrics.buckets import Buckets, buckets
 from analytics_core.metrics.definition import Definition, PluginMetric, define, look_up
-from analytics_core.queries.figures import MAX_SERIES, Figures, over_events
-from analytics_core.queries.history import MAX_NAMES, History
+from analytics_core.queries.cache import CELL_BYTES, AnswerCache, Made
+from analytics_core.queries.figures import Figures, over_events
+from analytics_core.queries.grid import MAX_SERIES
+from analytics_core.queries.history import MAX_NAMES, History, Version
 from analytics_core.queries.points import merged
 from analytics_core.queries.reader import MetricSource, Reader
+from analytics_core.queries.series_json import encoded
 from analytics_core.records import Series, TimeRange
 from analytics_core.state import StateStore
 
@@ -27,6 +32,18 @@ _NEAR: Final = 200
 """Event names among which a near one is sought for a name that is none."""
 _NEAR_SECONDS: Final = 60.0
 _SECOND: Final = 1_000_000
+
+
+class Asked(NamedTuple):
+    """A question as it was put; ``start`` and ``end`` as `metrics.buckets.instant` takes them."""
+
+    tenant: str
+    names: tuple[str, ...]
+    start: str | date | datetime
+    end: str | date | datetime
+    interval: str
+    timezone: str
+    breakdown: tuple[str, ...] | None
 
 
 class MetricQueries:
@@ -45,13 +62,14 @@ class MetricQueries:
         }
         self._known: set[tuple[str, str]] = set()
         self._near: dict[str, tuple[float, list[str]]] = {}
+        self._answers = AnswerCache()
 
     @property
     def definitions(self) -> Mapping[str, Definition]:
         """The metrics of the deployment's manifests, for the live windows too."""
         return self._definitions
 
-    def query(
+    async def query(
         self,
         tenant: str,
         names: Sequence[str],
@@ -61,7 +79,8 @@ class MetricQueries:
         timezone: str = "UTC",
         breakdown: Sequence[str] | None = None,
     ) -> dict[str, Any]:
-        """``{"metrics": [{"metric", "value", "points": [{"timestamp", "value"}]}], "watermark"}``.
+        """``{"metrics": [{"metric", "value", "points": [{"timestamp", "value"}]}], "watermark"}``, where what is under
+        ``metrics`` is written as JSON already.
 
         Every bucket of ``[start, end)`` is there: 0 for what is counted, null where there is nothing to say. With
         ``breakdown``, or one in the manifest, the total is followed by a series per combination, which has ``labels``.
@@ -71,24 +90,33 @@ class MetricQueries:
         """
         if not 1 <= len(names) <= MAX_METRICS:
             raise ParameterError("metrics", f"{len(names)} names were given; valid are 1 to {MAX_METRICS}")
-        spans = buckets(start, end, interval, timezone)
-        found = [self._look_up(tenant, name) for name in dict.fromkeys(names)]
+        by = None if breakdown is None else tuple(breakdown)
+        asked = Asked(tenant, tuple(dict.fromkeys(names)), start, end, interval, timezone, by)
+        found, now = await asyncio.to_thread(self._depends_on, asked)
+        answer = await self._answers.get(
+            (asked, found, now[:-1]), lambda: asyncio.to_thread(self._answer, asked, found)
+        )
+        return {**answer, "watermark": now.watermark.isoformat() if now.watermark else None}
+
+    def _depends_on(self, asked: Asked) -> tuple[tuple[Definition | PluginMetric, ...], Version]:
+        """What the names stand for, and which events there are."""
+        return tuple(self._look_up(asked.tenant, name) for name in asked.names), self._history.changed(asked.tenant)
+
+    def _answer(self, asked: Asked, found: Sequence[Definition | PluginMetric]) -> Made:
+        """``found`` is what the names stand for."""
+        spans = buckets(asked.start, asked.end, asked.interval, asked.timezone)
+        definitions = [metric for metric in found if isinstance(metric, Definition)]
         by_name: dict[str, list[Figures]] = {}
-        watermark: datetime | None
-        if any(isinstance(metric, Definition) for metric in found):
-            with self._history.reader(tenant, TimeRange(moment(spans.start), moment(spans.end), timezone)) as reader:
-                by_name.update(over_events(reader, [m for m in found if isinstance(m, Definition)], spans, breakdown))
-                watermark = reader.watermark
-        else:
-            watermark = self._history.watermark()
+        if definitions:
+            span = TimeRange(moment(spans.start), moment(spans.end), asked.timezone)
+            with self._history.reader(asked.tenant, span) as reader:
+                by_name.update(over_events(reader, definitions, spans, asked.breakdown))
         for metric in found:
             if isinstance(metric, PluginMetric):
-                by_name[metric.full_name] = self._from_points(tenant, metric, spans, breakdown or ())
-        starts = spans.starts()
-        return {
-            "metrics": [_shown(figures, starts) for name in dict.fromkeys(names) for figures in by_name[name]],
-            "watermark": watermark.isoformat() if watermark else None,
-        }
+                by_name[metric.full_name] = self._from_points(asked.tenant, metric, spans, asked.breakdown or ())
+        shown = encoded([figures for name in asked.names for figures in by_name[name]], spans.starts())
+        lasting = len(definitions) == len(found)  # points come without an event
+        return Made({"metrics": msgspec.Raw(shown)}, lasting, len(shown) // CELL_BYTES)
 
     def series(self, reader: Reader, name: str, interval: str) -> Series:
         """What `Reader.metric` gives: one metric over the reader's own snapshot, range and filters."""
@@ -146,24 +174,6 @@ class MetricQueries:
             Figures(metric.full_name, labels, value, values, mine[0].unit if mine else "")
             for labels, value, values in merged(mine, metric, spans, breakdown, MAX_SERIES)
         ]
-
-
-def _shown(figures: Figures, starts: list[str]) -> dict[str, Any]:
-    values = figures.values.tolist()
-    shown: dict[str, Any] = {"metric": figures.metric, "value": _number(figures.value)}
-    if figures.labels:
-        shown["labels"] = figures.labels
-    if figures.unit:
-        shown["unit"] = figures.unit
-    shown["points"] = [{"timestamp": at, "value": _number(v)} for at, v in zip(starts, values, strict=True)]
-    return shown
-
-
-def _number(value: float | None) -> float | int | None:
-    """Whole figures as integers, NaN as null: JSON has no other words for them."""
-    if value is None or not np.isfinite(value):
-        return None
-    return int(value) if value == int(value) and abs(value) < 2**53 else value
 
 
 class EventMetrics:

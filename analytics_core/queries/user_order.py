@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
+from threading import Thread
 from typing import Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -13,16 +17,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import Struct
 
-from analytics_core.lake.user_order import BOT, EMPTY, I64, LATE, U64, Run, cuts, joined, keys_of, ordered
+from analytics_core.lake.user_order import BOT, EMPTY, I32, I64, LATE, U8, U64, Run, cuts, joined, keys_of, ordered
 from analytics_core.properties import extract_property
 from analytics_core.queries.identity import Identity
-from analytics_core.queries.levels import Level, joined_level
-from analytics_core.queries.marks import PLACE, Columns, Meant, Rows, no_columns
+from analytics_core.queries.levels import LINKS, Level, joined_level
+from analytics_core.queries.marks import PLACE, Columns, Meant, no_columns
 from analytics_core.records import UserOrder
 
 Step = TypeVar("Step")
 PART: Final = 1 << 19
 """Events of one part: some megabytes a column, so that what is made of them stays in the processor's cache."""
+PIECE: Final = 1 << 17
+"""Events that are scanned at a time: what is made of them is about one column."""
 LATE_SECONDS: Final = 3_600
 """An event is late when it is received so long after it happened."""
 BOTS: Final = "bot|crawl|spider|slurp|headless|lighthouse|curl|wget|python-|http-?client"
@@ -47,6 +53,17 @@ class Quality(NamedTuple):
     bots: int = 0
 
 
+class Events(NamedTuple):
+    """Some events in no order, as the columns of a `Run`, shape ``(n,)`` each. ``by_visitor`` gives for each event what
+    a function makes of the keys of the visitors, shape ``(users,)``."""
+
+    at: I64
+    place: I64
+    name: I32
+    flags: U8
+    by_visitor: Callable[[Callable[[U64], I64]], I64]
+
+
 class View(Struct, frozen=True, eq=False):
     """All events of a tenant below some position of the log. Each of ``levels`` is later in the log than those before;
     ``names`` are the words of the codes, ``columns`` gives values by log position."""
@@ -60,17 +77,45 @@ class View(Struct, frozen=True, eq=False):
         first, *others = cuts([level.run for level in self.levels], PART)
         return list(pairwise([first + 1, *others]))
 
-    def quality(self, start: int, end: int) -> Quality:
+    def quality(self, start: int, end: int, threads: int = 2) -> Quality:
         """Of all events with ``start <= timestamp < end`` (microseconds)."""
-        found = Quality()
-        for level in self.levels:
-            for low, high in ((0, 1), *self.parts()):
-                run = level.span(low, high)
-                inside = (run.at >= start) & (run.at < end)
-                flags = np.bincount(run.flags[inside], minlength=4)
-                here = (flags.sum(), flags[LATE] + flags[LATE | BOT], flags[BOT] + flags[LATE | BOT])
-                found = Quality(*(before + int(more) for before, more in zip(found, here, strict=True)))
-        return found
+
+        def counted(pieces: Iterable[Events]) -> I64:
+            counts = np.zeros(1 + (LATE | BOT), np.int64)
+            for piece in pieces:
+                inside = (piece.at >= start) & (piece.at < end)
+                counts += np.bincount(piece.flags[inside], minlength=len(counts))
+            return counts
+
+        flags = np.sum(self.scan(counted, threads), axis=0).tolist()
+        return Quality(sum(flags), flags[LATE] + flags[LATE | BOT], flags[BOT] + flags[LATE | BOT])
+
+    def scan(
+        self, step: Callable[[Iterator[Events]], Step], threads: int, go_on: Callable[[], None] = lambda: None
+    ) -> list[Step]:
+        """What ``step`` makes of all events, those of nobody too, where their order does not matter.
+
+        They are shared out: ``step`` is called up to ``threads`` times, at least once, and each time given some of
+        them, piece by piece. ``go_on`` is called before each piece, and raises when there is to be no more.
+        """
+        left = deque((level, first) for level in self.levels for first in range(0, len(level.run), PIECE))
+
+        def taken() -> Iterator[Events]:
+            with suppress(IndexError):  # another thread has taken the last
+                while True:
+                    level, first = left.popleft()
+                    go_on()
+                    at, place, name, flags = level.columns(("at", "place", "name", "flags"), first, first + PIECE)
+                    by_visitor = partial(level.by_visitor, first=first, last=first + PIECE)
+                    yield Events(at, place, name, flags, by_visitor)
+
+        if len(left) <= 1 or threads <= 1:
+            return [step(taken())]
+        with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
+            try:
+                return list(pool.map(step, [taken() for _ in range(min(threads, len(left)))]))
+            finally:
+                left.clear()
 
     def part(self, low: int, high: int, meant: Meant, cohort: U64 | None) -> UserOrder | None:
         """The visitors with ``low <= key < high`` and what is meant of their events; None without any.
@@ -108,19 +153,32 @@ class View(Struct, frozen=True, eq=False):
     ) -> list[Step]:
         """What ``step`` makes of each part. ``go_on`` is called before each, and raises when there is to be no more."""
 
-        def one(part: tuple[int, int]) -> list[Step]:
-            go_on()
-            found = self.part(*part, meant, cohort)
-            return [] if found is None else [step(found)]
-
         parts = self.parts()
-        if len(parts) == 1:
-            return one(parts[0])
-        with ThreadPoolExecutor(threads, thread_name_prefix="user-order") as pool:
+        turns = iter(list(enumerate(parts)))
+        made: list[list[Step]] = [[] for _ in parts]
+        failed: list[BaseException] = []
+
+        def work() -> None:
             try:
-                return [made for found in pool.map(one, parts) for made in found]
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                for i, part in turns:
+                    if failed:
+                        return
+                    go_on()
+                    found = self.part(*part, meant, cohort)
+                    made[i] = [] if found is None else [step(found)]
+            except BaseException as error:
+                failed.append(error)
+
+        # not a pool: a step that never returns is not to keep the process from its end
+        others = [Thread(target=work, name="user-order", daemon=True) for _ in range(min(threads, len(parts)) - 1)]
+        for thread in others:
+            thread.start()
+        work()
+        for thread in others:
+            thread.join()
+        if failed:
+            raise failed[0]
+        return [one for some in made for one in some]
 
 
 def _first_at(key: U64, runs: Sequence[Run]) -> I64:
@@ -187,14 +245,16 @@ def _bots(context: pa.Array) -> pa.Array:
     return pc.multiply(found.cast(pa.uint8()), pa.scalar(BOT, pa.uint8()))
 
 
-class Whole(Rows, Protocol):
+class Whole(Protocol):
     """`queries.reader.Reader`, as far as it is needed."""
 
     def identity(self) -> Identity: ...
+    def everything(self) -> pa.Table: ...
 
 
 def view_of(rows: Whole) -> View:
     """All that ``rows`` hold, read and sorted now."""
     names = Words()
-    run = run_of(rows.ever(ROWS, {}), names)
-    return View((joined_level(run, rows.identity()),), names.words)
+    run = run_of(rows.everything(), names)
+    level = Level(run) if LINKS.isdisjoint(names.words) else joined_level(run, rows.identity())
+    return View((level,), names.words)

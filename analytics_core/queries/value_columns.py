@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import pyarrow as pa
 import structlog
 
+from analytics_core.errors import BuildingError
 from analytics_core.lake.value_column import ValueColumn
 from analytics_core.metrics.filters import Field
 
+MOST_OPEN: Final = 64
+"""Columns that are held at a time, the latest; the others are in their files."""
 WINDOW: Final = 1 << 26
 """Positions that are read at a time; they take four bytes each until they are written."""
 _SAVE: Final = 1 << 20
@@ -32,30 +36,42 @@ class Source(Protocol):
     def stream(self, query: str, parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]: ...
 
 
-class ValueColumns:
-    """The columns below ``directory``. Safe for use from any thread."""
+class _Open(NamedTuple):
+    """A column, and the lock under which it grows. Whoever has waited for that looks whether it still is the one."""
 
-    def __init__(self, directory: Path) -> None:
+    column: ValueColumn
+    growing: threading.Lock
+
+
+class ValueColumns:
+    """The columns below ``directory``. Safe for use from any thread. ``refuse`` makes what is said to whoever cannot
+    wait."""
+
+    def __init__(self, directory: Path, refuse: Callable[[], BuildingError]) -> None:
         self._directory = directory
-        self._columns: dict[Field, ValueColumn] = {}
+        self._refuse = refuse
+        self._open: OrderedDict[Field, _Open] = OrderedDict()
         self._lock = threading.Lock()
 
-    def has(self, field: Field) -> bool:
-        """Whether the column is there, so that only what is new has to be read."""
-        with self._lock:
-            column = self._opened(field)
-            return column.given_up or column.upto > 0
+    def missing(self, field: Field, position: int) -> int:
+        """How many positions below ``position`` the column has yet to read."""
+        column = self._opened(field).column
+        return 0 if column.given_up else max(0, position - column.upto)
 
-    def column(self, field: Field, source: Source) -> ValueColumn | None:
-        """With all that ``source`` holds; None for a field of too many values, or when there is no space on disk."""
-        with self._lock:
-            column = self._opened(field)
-            try:
-                self._forward(column, field, source)
-            except OSError as error:
-                _log.warning("value_column_not_written", field=field.name, reason=str(error))
-                return None
-            return None if column.given_up else column
+    def column(self, field: Field, source: Source, patience: float | None = None) -> ValueColumn | None:
+        """With all that ``source`` holds; None for a field of too many values, or when there is no space on disk.
+
+        :raises BuildingError: when it is being made for longer than ``patience`` seconds.
+        """
+        opened = self._opened(field)
+        if not opened.growing.acquire(timeout=-1 if patience is None else patience):
+            raise self._refuse()
+        try:
+            if self._open.get(field) is opened:
+                return self._forward(opened.column, field, source)
+        finally:
+            opened.growing.release()
+        return self.column(field, source, patience)  # it was forgotten meanwhile
 
     def bring(self, field: Field, source: Source) -> None:
         self.column(field, source)
@@ -63,27 +79,62 @@ class ValueColumns:
     def save(self) -> None:
         """Keep what is held for the next start."""
         with self._lock, suppress(OSError):
-            for column in self._columns.values():
-                column.save()
+            for opened in self._open.values():
+                if opened.growing.acquire(blocking=False):
+                    try:
+                        opened.column.save()
+                    finally:
+                        opened.growing.release()
+
+    def rest(self) -> None:
+        """Hold none of them, but those that grow just now."""
+        with self._lock:
+            for field in list(self._open):
+                self._let_go(field)
 
     def forget(self) -> None:
+        """Delete the files, once nothing is being written to them."""
         with self._lock:
-            self._columns.clear()
+            for opened in self._open.values():
+                opened.growing.acquire()
+            held, self._open = self._open, OrderedDict()
             shutil.rmtree(self._directory, ignore_errors=True)
+            for opened in held.values():
+                opened.growing.release()
 
-    def _opened(self, field: Field) -> ValueColumn:
-        if field not in self._columns:
-            digest = blake2b(field.name.encode(), digest_size=12).hexdigest()
-            self._columns[field] = ValueColumn(self._directory / digest, field.name)
-        return self._columns[field]
+    def _opened(self, field: Field) -> _Open:
+        with self._lock:
+            opened = self._open.get(field)
+            if opened is None:
+                digest = blake2b(field.name.encode(), digest_size=12).hexdigest()
+                opened = _Open(ValueColumn(self._directory / digest, field.name), threading.Lock())
+                self._open[field] = opened
+                if len(self._open) > MOST_OPEN:
+                    self._let_go(next(iter(self._open)))
+            self._open.move_to_end(field)
+            return opened
 
-    def _forward(self, column: ValueColumn, field: Field, source: Source) -> None:
+    def _let_go(self, field: Field) -> None:
+        opened = self._open[field]
+        if opened.growing.acquire(blocking=False):
+            with suppress(OSError):  # then it begins where it was last saved
+                opened.column.save()
+            del self._open[field]
+            opened.growing.release()
+
+    def _forward(self, column: ValueColumn, field: Field, source: Source) -> ValueColumn | None:
         saved = column.upto
-        while column.upto < source.position and not column.given_up:
-            upto = min(source.position, column.upto + WINDOW)
-            column.extend(upto, _found(field, column.upto, upto, source))
-        if column.given_up or column.upto - saved > _SAVE:
-            column.save()
+        try:
+            while column.upto < source.position and not column.given_up:
+                upto = min(source.position, column.upto + WINDOW)
+                column.extend(upto, _found(field, column.upto, upto, source))
+            if column.given_up or column.upto - saved > _SAVE:
+                column.save()
+        except OSError as error:
+            _log.warning("value_column_not_written", field=field.name, reason=str(error))
+            del self._open[field]  # the next question looks what there is in the files
+            return None
+        return None if column.given_up else column
 
 
 def _found(field: Field, low: int, high: int, source: Source) -> Iterator[tuple[Any, pa.DictionaryArray]]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from analytics_core.errors import BudgetError
 from analytics_core.events import micros
 from analytics_core.lake.user_order import I64, U64
 from analytics_core.metrics.filters import Field, Filter
-from analytics_core.queries.cohorts import members
+from analytics_core.queries.cohorts import Cohort, members
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.marks import Asked, Meant
 from analytics_core.queries.notes import unknown_names, unknown_path
@@ -34,29 +32,40 @@ class Visitors:
     def __init__(self, reader: Reader, order: Callable[[Reader], View]) -> None:
         self._reader = reader
         self._order = order
-        self._filters: list[Filter] = list(reader.to_spec().filters)
+        self._view: View | None = None
+        self._members: U64 | None = None
+        self._viewing, self._choosing = Lock(), Lock()
+        self._filters: list[Filter] = list(reader.spec.filters)
         self._fields: list[Field] = []
 
-    @cached_property
+    @property
     def view(self) -> View:
-        return self._order(self._reader)
+        with self._viewing:  # not `cached_property`, which has one lock for all readers
+            if self._view is None:
+                self._view = self._order(self._reader)
+            return self._view
 
-    @cached_property
+    @property
     def cohort(self) -> U64 | None:
         """The keys of those that are asked for, ascending; None for all."""
-        spec = self._reader.to_spec()
-        if spec.cohort is None:
-            return None
+        asked = self._reader.spec.cohort
+        with self._choosing:
+            if self._members is None and asked is not None:
+                self._members = self.members(asked)
+            return self._members
+
+    def members(self, cohort: Cohort) -> U64:
+        """The keys of the people in ``cohort`` at the end of the range, ascending."""
 
         def fold(step: Callable[[UserOrder], U64], marks: Mapping[str, tuple[Filter, ...]]) -> list[U64]:
             whole = micros(ALL_TIME.start), micros(ALL_TIME.end)
             return self._fold(step, Asked((), marks, {}, *whole, marked_only=False), None)
 
-        return members(spec.cohort, micros(spec.range.end), fold)
+        return members(cohort, micros(self._reader.range.end), fold)
 
     def places(self) -> I64:
         """The log positions of the events that are asked for, for SQL."""
-        spec = self._reader.to_spec()
+        spec = self._reader.spec
         asked = Asked((), {}, {}, micros(spec.range.start), micros(spec.range.end), marked_only=False)
         found = self._fold(lambda part: part.seq.copy(), asked, self.cohort)
         return np.concatenate(found) if found else np.zeros(0, np.int64)
@@ -71,7 +80,7 @@ class Visitors:
         marked_only: bool,
     ) -> list[Step]:
         """As `EventReader.in_user_order`."""
-        spec = self._reader.to_spec()
+        spec = self._reader.spec
         low = spec.range.start if since is None else min(since, spec.range.start)
         asked = Asked(
             filters=spec.filters,
@@ -98,16 +107,9 @@ class Visitors:
     def quality(self) -> Quality:
         """What the events of the range are worth, whatever filters and cohort."""
         asked = self._reader.range
-        return self.view.quality(micros(asked.start), micros(asked.end))
+        return self.view.quality(micros(asked.start), micros(asked.end), self._reader.spec.limits.threads)
 
     def _fold(self, step: Callable[[UserOrder], Step], asked: Asked, cohort: U64 | None) -> list[Step]:
-        limits = self._reader.to_spec().limits
+        limits = self._reader.spec.limits
         meant = Meant(self._reader, self.view.names, self.view.columns, asked)
-        until = time.monotonic() + limits.seconds
-
-        def go_on() -> None:
-            self._reader.check_open()
-            if time.monotonic() > until:
-                raise BudgetError(limits.late)
-
-        return self.view.fold(step, meant, cohort, limits.threads, go_on)
+        return self.view.fold(step, meant, cohort, limits.threads, self._reader.budget())

@@ -34,8 +34,11 @@ from analytics_core.lanes.maintenance import HeldRetention
 from analytics_core.live import Live
 from analytics_core.manifest import Deployment, TenantManifest
 from analytics_core.manifest.switching import Switched
+from analytics_core.queries.cohort_sizes import Asked
 from analytics_core.queries.declarations import Declared
 from analytics_core.queries.export_formats import Format
+from analytics_core.queries.identity.merging import Person
+from analytics_core.queries.identity.persons import Merge
 from analytics_core.queries.insights import Wanted
 from analytics_core.records import Message, Outcome, Reply, Request
 from analytics_core.state.side import Difference
@@ -60,6 +63,7 @@ class StandIns:
     seconds: float = 0.004
     rejected: list[dict[str, Any]] = field(default_factory=list)
     state: str = "active"
+    errors: int = 0
     lane_state: str = "running"
     room: list[int] = field(default_factory=list)
     """Bytes that are held in the queue, one entry for each body."""
@@ -108,7 +112,7 @@ class StandIns:
                 lag=0,
                 events_processed=3,
                 hooks=["process"],
-                errors=0,
+                errors=self.errors,
             )
         ]
 
@@ -161,7 +165,7 @@ class StandIns:
 
     # queries
 
-    def query(self, tenant: str, *given: Any) -> dict[str, Any]:
+    async def query(self, tenant: str, *given: Any) -> dict[str, Any]:
         self._ask("metrics", tenant, *given)
         point = {"timestamp": "2025-01-01T00:00:00+00:00", "value": 1.0}
         series = [{"metric": f"{tenant}.{name}", "value": 1.0, "points": [point]} for name in given[0]]
@@ -273,6 +277,53 @@ class StandInErasures:
 
     def all(self, tenant: str) -> list[ErasureReceipt]:
         return [self.view(tenant, "acme-1")] if tenant == "acme" else []
+
+
+class StandInCohorts:
+    """The cohorts behind the API: one that is always there."""
+
+    def __init__(self, behind: StandIns) -> None:
+        self._behind = behind
+
+    async def all(self, asked: Asked) -> dict[str, Any]:
+        cohort = {"name": asked.tenant, "title": "", "definition": {"all": []}, **self._size("cohorts", asked)}
+        beside = {key: cohort.pop(key) for key in ("timeRange", "timezone", "data_as_of", "watermark")}
+        return {"cohorts": [cohort], "note": None, **beside}
+
+    async def one(self, name: str, asked: Asked) -> dict[str, Any]:
+        return {"name": name, "title": "", "definition": {"all": []}, **self._size("cohort", name, asked)}
+
+    async def preview(self, definition: dict[str, Any], asked: Asked) -> dict[str, Any]:
+        return self._size("preview", definition, asked)
+
+    def _size(self, *what: Any) -> dict[str, Any]:
+        self._behind._ask(*what)
+        beside = {"timeRange": {"start": "", "end": ""}, "timezone": "", "data_as_of": None, "watermark": None}
+        return {"people": 2, "active": 1, "share": 0.5, **beside}
+
+
+class StandInMerging:
+    """Who is who behind the API: one merge that is always there."""
+
+    def __init__(self, behind: StandIns) -> None:
+        self._behind = behind
+
+    async def merge(self, tenant: str, former: str, into: str, *, force: bool = False) -> Merge:
+        return self._merge("merge", tenant, former, into, force)
+
+    async def undo(self, tenant: str, id: int) -> Merge:  # noqa: A002
+        return self._merge("undo", tenant, id)
+
+    def person(self, tenant: str, id: str) -> Person:  # noqa: A002
+        return Person(id, [id], 1, None, None, [self._merge("person", tenant, id)])
+
+    def merges(self, tenant: str, **asked: Any) -> list[Merge]:
+        return [self._merge("merges", tenant, asked)]
+
+    def _merge(self, *what: Any) -> Merge:
+        self._behind._ask(*what)
+        at = datetime(2025, 1, 1, tzinfo=UTC)
+        return Merge(id=1, former="a", into="b", at=at, kind="alias", state="active")
 
 
 class StandInReplays:
@@ -388,7 +439,8 @@ async def opened(
         history=behind,
         analyses=behind,
         insights=behind,
-        merging=merging,
+        cohorts=StandInCohorts(behind),
+        merging=merging or StandInMerging(behind),
         submissions=behind,
         state=behind,
         live=live,

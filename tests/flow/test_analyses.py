@@ -104,7 +104,7 @@ def test_an_answer_is_ready_for_json(asked: tuple[Host, Analyses]) -> None:
         "insights": [],
         "recommendations": [],
         "chart": {"kind": "bar", "x": "name", "y": ["n"], "series": ""},
-        "quality": {"events": 2, "late": 0, "bot_share": 0.0},
+        "quality": {"events": 2, "late": 0, "bot_share": 0.0, "duplicates": 0},
         "notes": [],
         "data_as_of": NOW.isoformat(),
         "watermark": NOW.isoformat(),
@@ -188,6 +188,26 @@ def test_rows_of_any_kind(asked: tuple[Host, Analyses]) -> None:
     asked[0].answer = Answer([{}] * 100_001)
     asked[0].current += 1
     with pytest.raises(HookFailedError, match="100001 rows"):
+        ask(asked)
+
+
+def test_rows_are_made_ready_apart_from_the_event_loop(asked: tuple[Host, Analyses]) -> None:
+    class Rows(list[dict[str, int]]):
+        def __iter__(self) -> Iterator[dict[str, int]]:
+            readers.add(threading.current_thread())
+            return super().__iter__()
+
+    readers: set[threading.Thread] = set()
+    asked[0].answer = Answer(Rows([{"n": 1}]))
+    assert ask(asked)["data"] == [{"n": 1}]
+    assert readers
+    assert threading.current_thread() not in readers
+
+
+@pytest.mark.parametrize("table", [[{"n": object()}], [1]])
+def test_what_has_no_form_in_json_is_the_plugins_failure(asked: tuple[Host, Analyses], table: Any) -> None:
+    asked[0].answer = Answer(table)
+    with pytest.raises(HookFailedError, match=r"'web'.*'funnel' gave"):
         ask(asked)
 
 
@@ -327,7 +347,7 @@ def test_late_events_and_bots_are_counted_beside_the_figures(
         {"event": "b", "user_id": "u", "timestamp": at, "received_at": at, "context": {"userAgent": "Firefox"}},
     )
     answer = ask(asked, timeRange="6h", filters={"event": "b"})
-    assert answer["quality"] == {"events": 5, "late": 2, "bot_share": 0.4}
+    assert answer["quality"] == {"events": 5, "late": 2, "bot_share": 0.4, "duplicates": 0}
 
 
 def test_what_nobody_has_sent_is_named(asked: tuple[Host, Analyses], post: Callable[..., None]) -> None:
@@ -337,3 +357,16 @@ def test_what_nobody_has_sent_is_named(asked: tuple[Host, Analyses], post: Calla
     assert ask(asked, filters={"event": ["cart", "a"]})["notes"] == []
     (note,) = ask(asked, filters={"properties.plam": "pro"})["notes"]
     assert note == "no 'properties.plam' in the 20,000 events that were looked at; did you mean 'plan'?"
+
+
+def test_the_tenants_first_day_of_the_week_is_meant_where_the_question_names_none(
+    asked: tuple[Host, Analyses], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, analyses = asked
+    schema = {"type": "object", "properties": {"weekStart": {"enum": ["monday", "sunday"], "default": "monday"}}}
+    spec = AnalysisSpec(name="funnel", plugin="web", title="Funnel", schema=schema)
+    monkeypatch.setattr(host, "analyses", lambda: {"funnel": spec})
+    monkeypatch.setattr(analyses, "_week_start", {"default": "sunday"}.__getitem__)
+    assert analyses.catalogue("default")[0]["parameters"]["properties"]["weekStart"]["default"] == "sunday"
+    assert ask(asked)["parameters"]["weekStart"] == "sunday"
+    assert ask(asked, weekStart="monday")["parameters"]["weekStart"] == "monday"

@@ -368,11 +368,13 @@ def _requests() -> list[tuple[Any, str, dict[str, Any]]]:
     bodies = {
         "/api/v1/events": {"event": "x"},
         "/api/analytics/submit": {"type": "user-behavior", "data": {}},
+        "/api/v1/cohorts/preview": {"all": [{"did": {"event": "x"}}]},
+        "/api/v1/users/merges": {"from": "acme-1", "into": "acme-2"},
     }
     found = []
     for operation in api.OPERATIONS:
         name = "user-behavior" if "/plugins/" in operation.path else "funnel"
-        path = operation.path.replace("{name}", name).replace("{id}", "acme-1")
+        path = operation.path.replace("{name}", name).replace("{id}", "1" if "/merges/" in operation.path else "acme-1")
         if path == "/api/v1/metrics":
             path += "?metrics=a"
         given = {"json": bodies.get(path, {})} if operation.method == "POST" else {}
@@ -481,6 +483,31 @@ def test_health_tells_strangers_only_that_it_lives() -> None:
             assert known["components"]["plugin:user-behavior"]["status"] == "active"
             host = (await house.ask("GET", "/api/analytics/health", "acme-operator")).body
             assert host["metrics"]["totalAnalyzed"] == 5  # of all lanes
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("state", "errors", "ready"),
+    [
+        ("discovered", 0, False),
+        ("loading", 0, False),
+        ("starting", 0, False),
+        ("retrying", 1, True),
+        ("loading", 1, True),
+        ("load_error", 1, True),
+        ("disabled", 0, True),
+        ("active", 0, True),
+    ],
+)
+def test_the_host_is_ready_when_no_plugin_is_on_its_way_up(state: str, errors: int, ready: bool) -> None:
+    async def scenario() -> None:
+        async with opened(GUARDED) as house:
+            house.behind.state, house.behind.errors = state, errors
+            answer = await house.ask("GET", "/readyz")
+            assert (answer.status, answer.headers.get("Retry-After")) == ((200, None) if ready else (503, "1"))
+            assert answer.body == {"ready": ready, "starting": {} if ready else {"user-behavior": state}}
+            assert (await house.ask("GET", "/healthz")).status == 200
 
     run(scenario())
 

@@ -8,6 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ import socketio
 
 from analytics_core.events import MAX_DEPTH
 from analytics_core.intake.decode import zstd
+from analytics_core.intake.duplicates import DuplicateLedger
+from analytics_core.queries.ranges import ALL_TIME
+from analytics_core.state.sqlite import SqliteState
 from tests.flow.server_house import EVENTS, Answer, Listener, ServerHouse, equals, house, socket_of, stream_of, until
 
 pytestmark = pytest.mark.server
@@ -454,7 +458,7 @@ def test_funnel(march: ServerHouse) -> None:
     steps = [{"event": name} for name in ("product_view", "add_to_cart", "purchase")]
     answer = ask(march, "funnel", timeRange=MARCH, steps=steps)
     assert [row["users"] for row in answer["data"]] == [2, 1, 1]
-    assert answer["data"][2]["p50_from_start"] == 1200
+    assert answer["data"][2]["p50_seconds_from_start"] == 1200
     assert [(row["dropped"], row["open"]) for row in answer["data"]] == [(1, 0), (0, 0), (0, 0)]
     assert answer["insights"] == []  # of two visitors nothing is said
     short = ask(march, "funnel", timeRange=MARCH, steps=steps, window="15m")
@@ -868,6 +872,12 @@ def test_there_are_no_more_live_connections_than_allowed(faulty: ServerHouse) ->
 # --- starts
 
 
+def duplicates_kept(server: ServerHouse) -> int:
+    """Those that the ledger has on disk; the server may run."""
+    with closing(SqliteState(server.data / "state.db")) as state:
+        return DuplicateLedger(state).count("default", ALL_TIME)
+
+
 def test_everything_is_kept_when_the_server_starts_again(tmp_path: Path) -> None:
     with house(tmp_path, host=QUICK, environ={"WS_ENABLED": "false"}) as made:
         made.install(
@@ -882,8 +892,10 @@ def test_everything_is_kept_when_the_server_starts_again(tmp_path: Path) -> None
         page = made.query(events=["kept"], limit=15)
         equals(lambda: made.plugin("counts")["events_processed"], len(before), "counts")
         equals(lambda: made.plugin("user-behavior")["events_processed"], len(before), "user-behavior")
+        assert made.post(events)["duplicates"] == 20
         made.stop()
         assert not made.logged("lane_failed")
+        assert duplicates_kept(made) == 20
         made.environ["WS_ENABLED"] = "true"
         made.start()
         assert made.ask("GET", "/socket.io/?transport=polling&EIO=4").status == 200
@@ -903,6 +915,7 @@ def test_everything_is_kept_when_the_server_starts_again(tmp_path: Path) -> None
         )
         equals(lambda: made.plugin("counts")["events_processed"], total, "counts")
         equals(lambda: made.total("user-behavior.events"), 22, "the plugin's own figure")
+        equals(lambda: duplicates_kept(made), 41, "the duplicates of both runs", 5.0)
         assert seen["value"] <= total
 
 

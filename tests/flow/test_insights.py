@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analytics_core.config import Settings
-from analytics_core.errors import HookFailedError, ParameterError, QueryError, StoppingError
+from analytics_core.errors import HookFailedError, ParameterError, PluginStartingError, QueryError, StoppingError
 from analytics_core.events import UNPLACED_SCHEMA
 from analytics_core.host.views import AnalysisSpec
 from analytics_core.lake.delta import DeltaStore
@@ -121,6 +121,13 @@ def test_one_that_fails_is_listed_and_the_others_count() -> None:
     assert "it broke" in answer["analyses"][1]["error"]
     assert answer["analyses"][2]["error"] == "too long"
     assert answer["analyses"][2]["parameters"]["timeRange"] == answer["timeRange"]
+
+
+def test_when_all_are_on_their_way_up_the_same_question_is_to_be_asked_again() -> None:
+    starting = PluginStartingError("user-behavior", "is loading")
+    with pytest.raises(PluginStartingError, match="ask again in a moment"):
+        Behind(a=starting, b=starting).find()
+    assert "ask again" in Behind(a=[], b=starting).find()["analyses"][1]["error"]
 
 
 def test_the_end_of_the_host_is_nobodys_answer() -> None:

@@ -1,4 +1,4 @@
-"""A running server takes in metric and tenant manifests, and says what it cannot take in: bad files and host keys."""
+"""A running server takes in metric, tenant and cohort manifests, and says what it cannot: bad files and host keys."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def insight(self, question, events):
     return Answer([{"total": float(events.metric("signups", "day").values.sum())}])
 """
 ASKED = "/api/v1/analyses/ask-signups"
+
+
+WHO = """
+@hookimpl
+def insight(self, question, events):
+    people = events.sql("SELECT DISTINCT user_id FROM events ORDER BY 1")["user_id"].to_pylist()
+    return Answer([{"people": people, "visitors": sum(events.in_user_order(lambda part: len(part.key)))}])
+"""
 
 
 def named(server: ServerHouse, plugin: str, isolation: str) -> None:
@@ -133,6 +141,7 @@ def test_a_bad_file_changes_nothing_until_it_is_mended(tmp_path: Path) -> None:
             ("kind: metric\nname: bad\nagregate: count\n", 3, "did you mean 'aggregate'?"),
             ("kind: metric\nname: bad\nwhere:\n  colour: red\n", 4, "did you mean 'properties.colour'?"),
             ("kind: tenant\nname: default\ntimezone: Berlin\n", 3, "valid are names such as 'Europe/Berlin'"),
+            ("kind: cohort\nname: bad\nall:\n- has: {plan: pro}\n", 3, "did you mean 'properties.plan'?"),
         ):
             bad.write_text(text)
             until(lambda hint=hint: hint in str(manifests(server)["reason"]), hint, 10.0)  # type: ignore[misc]
@@ -155,6 +164,43 @@ def test_a_bad_file_changes_nothing_until_it_is_mended(tmp_path: Path) -> None:
         assert server.total("page_views") is None
         assert manifests(server) == GOOD
         assert server.get("/api/analytics/health")["status"] == "healthy"
+
+
+def test_a_cohort_is_added_changed_and_removed(tmp_path: Path) -> None:
+    """For the sizes, and for the analyses of plugins in a thread and in a process of their own."""
+
+    def buyers(times: int) -> dict[str, Any]:
+        return {"kind": "cohort", "name": "buyers", "all": [{"did": {"event": "buy"}, "at_least": times}]}
+
+    def sizes() -> list[tuple[str, int, float]]:
+        cohorts = server.get("/api/v1/cohorts?timeRange=2d")["cohorts"]
+        return [(one["definition"]["all"][0].get("at_least", 1), one["people"], one["share"]) for one in cohorts]
+
+    def who(isolation: str) -> Any:
+        answer = server.ask("POST", f"/api/v1/analyses/who-{isolation}", {"timeRange": "2d", "cohort": "buyers"})
+        return answer.body["data"] if answer.status == 200 else answer.body["detail"]
+
+    with house(tmp_path) as server:
+        for isolation in ("thread", "process"):
+            analyses = {"analyses": [{"name": f"who-{isolation}"}]}
+            server.install(f"who-{isolation}", WHO, ("insight",), isolation=isolation, provides=analyses)
+        server.start()
+        server.post([{"event": event, "userId": user} for event, user in (("buy", "a"), ("buy", "a"), ("buy", "b"))])
+        server.post({"event": "view", "userId": "c"})
+        assert sizes() == []
+        assert "kind: cohort" in server.get("/api/v1/cohorts")["note"]
+        server.manifest("buyers.yaml", buyers(1))
+        equals(sizes, [(1, 2, 0.6667)], "the added cohort", 10.0)
+        assert [who(how) for how in ("thread", "process")] == [[{"people": ["a", "b"], "visitors": 2}]] * 2
+        server.manifest("buyers.yaml", buyers(2))
+        equals(sizes, [(2, 1, 0.3333)], "the changed cohort", 10.0)
+        assert [who(how) for how in ("thread", "process")] == [[{"people": ["a"], "visitors": 1}]] * 2
+        (server.manifests / "buyers.yaml").unlink()
+        equals(sizes, [], "no cohort", 10.0)
+        assert "no cohort is named 'buyers'" in who("process")
+        assert server.ask("GET", "/api/v1/cohorts/buyers").status == 404
+        applied = [line["changes"] for line in server.logged("manifests_applied")]
+        assert applied == [["cohort buyers added"], ["cohort buyers changed"], ["cohort buyers removed"]]
 
 
 def test_keys_of_the_host_wait_for_a_restart_by_name_until_they_go_back(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -14,13 +17,14 @@ import pyarrow as pa
 import pytest
 
 from analytics_core import UserOrder
-from analytics_core.errors import BuildingError
+from analytics_core.errors import BuildingError, QueryError, StoppingError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
 from analytics_core.lake import RetentionPolicy, value_column
 from analytics_core.lake.delta import DeltaStore
-from analytics_core.lake.user_order import visitor_keys
+from analytics_core.lake.order_files import OrderFiles
+from analytics_core.lake.user_order import EMPTY, Run, visitor_keys
 from analytics_core.log.segments import SegmentLog
-from analytics_core.queries import order_cache, user_order
+from analytics_core.queries import order_cache, tenant_order, user_order
 from analytics_core.queries.history import ALL_TIME, History
 from analytics_core.queries.identity.links import OPERATOR
 from analytics_core.queries.reader import Limits, Reader
@@ -35,6 +39,10 @@ class House:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.begin()
+
+    def begin(self) -> None:
+        directory = self.directory
         self.log = SegmentLog(directory / "log" / "p0", segment_bytes=4096, disk_reserve_bytes=0)
         self.store = DeltaStore(directory / "lake")
         self.history = self.opened()
@@ -128,9 +136,10 @@ def some(dice: random.Random, count: int, day: int = 0) -> list[dict[str, Any]]:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     """With limits so small that a few events are written to files, merged and cut into parts."""
-    monkeypatch.setattr(order_cache, "FLUSH", 40)
-    monkeypatch.setattr(order_cache, "_SMALL", 8)
-    monkeypatch.setattr(order_cache, "_BLOCK", 16)
+    monkeypatch.setattr(tenant_order, "FLUSH", 40)
+    monkeypatch.setattr(tenant_order, "SMALL", 8)
+    monkeypatch.setattr(tenant_order, "_BLOCK", 16)
+    monkeypatch.setattr(tenant_order, "_READ", 10)
     monkeypatch.setattr(user_order, "PART", 30)
     made = House(tmp_path)
     yield made
@@ -259,3 +268,212 @@ def test_a_question_does_not_wait_for_ever_for_what_is_being_made(
     house.history.close()  # waits for what is under way
     house.history = house.opened()
     assert house.check() > 0
+
+
+def test_a_question_waits_for_no_other_tenants_events(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.post(some(random.Random(1), 100))
+    house.post(some(random.Random(2), 5), "another")
+    house.store_all()
+    held = Held(monkeypatch, "default")
+    with house.history.reader("default") as reader:
+        waiting = threading.Thread(target=lambda: reader.in_user_order(len))
+        waiting.start()
+        assert held.reached.wait(10)
+        assert house.check("another") == 5
+        held.go_on.set()
+        waiting.join()
+
+
+def test_a_question_waits_for_no_other_field(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.post(some(random.Random(1), 100))
+    house.check()
+    held = Held(monkeypatch, "default")
+    with house.history.reader("default") as one, house.history.reader("default") as other:
+        waiting = threading.Thread(target=lambda: one.in_user_order(len, values=["properties.later"]))
+        waiting.start()
+        assert held.reached.wait(10)
+        assert other.in_user_order(len, values=["properties.plan"])
+        held.go_on.set()
+        waiting.join()
+
+
+class Held:
+    """Holds whoever reads a tenant's events as a stream until ``go_on``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tenant: str) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        stream = Reader.stream
+
+        def slow(reader: Reader, *asked: Any) -> Iterator[pa.RecordBatch]:
+            if reader.tenant == tenant:
+                self.reached.set()
+                self.go_on.wait(30)
+            yield from stream(reader, *asked)
+
+        monkeypatch.setattr(Reader, "stream", slow)
+
+
+def test_a_stream_that_is_cut_off_says_why(house: House) -> None:
+    endless = "SELECT a.range * b.range AS n FROM range(1000000) a, range(1000000) b"
+    for cut, why in ((Reader.close, QueryError), (Reader.interrupt, StoppingError)):
+        reader = house.history.reader("default")
+        rows = reader.stream(endless, {})
+        next(rows)
+        cutting = threading.Thread(target=cut, args=(reader,))
+        cutting.start()
+        with pytest.raises(why):
+            list(rows)
+        cutting.join()
+        reader.close()
+    with house.history.reader("default") as reader, pytest.raises(QueryError, match="nothing"):
+        list(reader.stream("SELECT nothing FROM ever", {}))
+
+
+def test_what_was_made_of_another_lake_is_made_anew(house: House) -> None:
+    house.post(some(random.Random(1), 200))
+    house.store_all()
+    house.check()
+    house.close()
+    for kept in ("lake", "log"):
+        shutil.rmtree(house.directory / kept)
+    house.begin()
+    house.post(some(random.Random(2), 200))
+    house.store_all()
+    house.check()
+
+
+def test_an_end_is_not_held_up_by_what_can_be_made_again(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.post(some(random.Random(1), 100))
+    house.check()
+    house.reopen()
+    kept = house.runs
+    house.post(some(random.Random(2), 30))
+    house.check()
+    house.reopen()
+    assert set(kept) < set(house.runs)  # what was in memory went to a file of its own
+
+    reached = threading.Event()
+
+    def endless(*_: Any) -> Iterator[Run]:
+        while True:
+            reached.set()
+            yield EMPTY
+
+    house.post(some(random.Random(3), 300))
+    house.store_all()
+    refused: list[BaseException] = []
+
+    def ask() -> None:
+        with house.history.reader("default") as reader:
+            try:
+                reader.in_user_order(len)
+            except StoppingError as error:
+                refused.append(error)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tenant_order, "_blocks", endless)
+        waiting = threading.Thread(target=ask)
+        waiting.start()
+        assert reached.wait(10)
+        house.history.interrupt()
+        waiting.join(10)
+    assert refused
+
+
+def test_of_tenants_that_nobody_asks_for_nothing_is_held(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_cache, "MOST_AWAKE", 2)
+    tenants = [f"t{i}" for i in range(6)]
+    for tenant in tenants:
+        house.post(some(random.Random(1), 100), tenant)
+    events = [house.check(tenant) for tenant in tenants]
+
+    def mapped() -> int:
+        maps = Path("/proc/self/maps").read_text()
+        return sum(f"/cache/{tenant}/" in maps for tenant in tenants)
+
+    until = time.monotonic() + 10
+    while mapped() > 2 and time.monotonic() < until:
+        house.check(tenants[-1])
+    assert mapped() <= 2
+    assert [house.check(tenant) for tenant in tenants] == events
+
+
+def test_people_who_are_joined_while_files_are_written_stay_joined(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.post([{"event": "view", "anonymous_id": f"a{i % 7}", "user_id": None} for i in range(100)])
+    write = OrderFiles.write
+
+    def meanwhile(files: OrderFiles, *given: Any) -> Any:
+        stored = write(files, *given)
+        if threading.current_thread().name.startswith("user-order-cache") and not joined.is_set():
+            joined.set()
+            house.post([{"event": "identify", "user_id": "u", "anonymous_id": "a1"}])
+            asking = threading.Thread(target=house.check)
+            asking.start()
+            asking.join(10)
+        return stored
+
+    joined = threading.Event()
+    house.check()
+    house.post([{"event": "identify", "user_id": "u", "anonymous_id": "a0"}])
+    monkeypatch.setattr(OrderFiles, "write", meanwhile)
+    house.post(some(random.Random(1), 60))
+    house.check()
+    assert joined.wait(10)
+    house.check()
+
+
+def test_a_cache_that_somebody_deletes_is_made_anew(house: House) -> None:
+    house.post(some(random.Random(1), 60))
+    house.check()
+    shutil.rmtree(house.directory / "cache")
+    for seed in range(3):
+        house.post(some(random.Random(seed), 60))
+        house.check()
+    house.reopen()
+    house.check()
+
+
+# --- another process -------------------------------------------------------------------------------------------------
+
+
+def elsewhere(reader: Reader) -> list[tuple[Any, ...]]:
+    with pickle.loads(pickle.dumps(reader.to_spec())).open() as there:
+        return list(chain.from_iterable(there.in_user_order(told, **ASKED)))
+
+
+def test_another_process_maps_the_files_and_reads_the_rest(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.post(some(random.Random(1), 200))
+    house.store_all()
+    house.check()
+    for store in (False, True):
+        house.post(
+            [*some(random.Random(2), 20), {"event": "alias", "user_id": "u1", "properties": {"previousId": "z"}}]
+        )
+        if store:
+            house.store_all()
+        with monkeypatch.context() as patch, house.history.reader("default") as reader:
+            here = list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
+            patch.delattr(Reader, "everything")
+            assert elsewhere(reader) == here
+    house.reopen()
+    with monkeypatch.context() as patch, house.history.reader("default") as reader:  # nothing was asked yet
+        patch.delattr(Reader, "everything")
+        assert elsewhere(reader) == here
+
+
+@pytest.mark.parametrize("gone", ["files", "events"])
+def test_another_process_reads_all_when_the_files_are_of_no_use(house: House, gone: str) -> None:
+    house.post(some(random.Random(1), 200))
+    house.store_all()
+    house.check()
+    if gone == "events":
+        house.store.retain(RetentionPolicy(1), NOW + timedelta(days=9), confirmed=True)
+    with house.history.reader("default") as reader:
+        sent = pickle.dumps(reader.to_spec())
+        if gone == "files":
+            house.history.forget("default")
+        with pickle.loads(sent).open() as there:
+            found = list(chain.from_iterable(there.in_user_order(told, **ASKED)))
+        assert found == list(chain.from_iterable(reader.in_user_order(told, **ASKED)))

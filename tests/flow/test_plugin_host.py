@@ -19,12 +19,16 @@ from analytics_core.errors import (
     NotFoundError,
     OverloadedError,
     ParameterError,
+    PluginStartingError,
     PluginUnavailableError,
 )
-from analytics_core.events import EventBatch, placed
+from analytics_core.events import UNPLACED_SCHEMA, EventBatch, placed
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.manifest import Deployment, PluginSettingsManifest
+from analytics_core.queries import tenant_order
+from analytics_core.queries.history import History
 from analytics_core.records import Outcome, Question, Request, TimeRange
+from analytics_core.testing import batch
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, rows, until, until_state, view
 
 ISOLATIONS = ("thread", "process")
@@ -321,6 +325,40 @@ def asked(house: House, isolation: str) -> None:
         isolation=isolation,
         limits=limits,
     )
+
+
+def test_in_a_process_the_user_order_is_that_of_the_cache(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordered = """
+    @hookimpl
+    def insight(self, question, events):
+        parts = events.in_user_order(lambda part: [part.key.tolist(), part.seq.tolist()])
+        return Answer([{"parts": str(parts), "mapped": "run-" in Path("/proc/self/maps").read_text()}])
+    """
+    analyses = [{"name": "ordered", "title": "Ordered", "parameters": {"type": "object"}}]
+    house.install("ordered", ordered, ["insight"], provides={"analyses": analyses}, isolation="process")
+    monkeypatch.setattr(tenant_order, "FLUSH", 2)
+    lake = DeltaStore(house.data / "lake")
+    history = History(house.log, lake, cache=house.data / "cache")
+
+    def post(*users: str) -> None:
+        made = batch([{"event": "x", "event_id": user, "user_id": user, "timestamp": T0} for user in users], "a")
+        columns = made.record_batch.columns[2:]
+        house.log.append([pa.RecordBatch.from_arrays(columns, schema=UNPLACED_SCHEMA)], T0)
+
+    async def main() -> None:
+        post("u1", "u2", "u3")
+        with history.reader("a") as reader:
+            assert reader.in_user_order(len) == [3]
+        post("u4")
+        async with house.host() as host:
+            with history.reader("a") as reader:
+                answer = await host.calls.insight(question("ordered"), reader)
+                here = str(reader.in_user_order(lambda part: [part.key.tolist(), part.seq.tolist()]))
+                assert answer.table == [{"parts": here, "mapped": True}]
+
+    asyncio.run(main())
+    history.close()
+    lake.close()
 
 
 @pytest.mark.parametrize("isolation", ISOLATIONS)
@@ -658,6 +696,23 @@ def test_a_plugin_that_does_not_run_answers_unavailable(house: House) -> None:
             await until_state(host, "broken", "load_error")
             with pytest.raises(PluginUnavailableError, match="'broken': is load_error; GET /api/v1/plugins says why"):
                 await host.calls.insight(question("names"), Spec([]))
+
+    asyncio.run(main())
+
+
+def test_a_plugin_on_its_way_up_says_so_and_then_answers(house: House) -> None:
+    gate = house.data / "gate"
+    provides = {"analyses": [{"name": "names"}]}
+    house.install("slow", ASKED, ["setup", "insight", "process"], head=held(gate), provides=provides)
+
+    async def main() -> None:
+        async with house.host(settled=False) as host:
+            await until_state(host, "slow", "loading")
+            with pytest.raises(PluginStartingError, match="'slow': is loading; ask again in a moment"):
+                await host.calls.insight(question("names"), Spec([]))
+            gate.touch()
+            await until_state(host, "slow", "active")
+            await host.calls.insight(question("names"), Spec([]))
 
     asyncio.run(main())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,8 +20,10 @@ from analytics_core.hashing import hash_strings
 from analytics_core.lake.delta import DeltaStore
 from analytics_core.log.segments import SegmentLog
 from analytics_core.manifest import Deployment, MetricManifest
-from analytics_core.queries import series
+from analytics_core.metrics.filters import Field
+from analytics_core.queries import order_cache, series
 from analytics_core.queries.history import History
+from analytics_core.queries.reader import Reader
 from analytics_core.queries.series import MetricQueries
 from analytics_core.records import Metric, TimeRange, Window
 from analytics_core.sketches import HistogramSketch, UniqueSketch
@@ -39,12 +43,18 @@ DECLARED = [
 
 
 class Shop:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, columns: bool) -> None:
         self.log = SegmentLog(directory / "log" / "p0", disk_reserve_bytes=0)
         self.store = DeltaStore(directory / "lake")
         self.state = SqliteState(directory / "state.db")
-        self.history = History(self.log, self.store)
+        self.history = History(self.log, self.store, cache=directory / "cache" if columns else None)
         self.queries = MetricQueries(self.history, self.state, Deployment(metrics={m.name: m for m in DECLARED}))
+
+    def close(self) -> None:
+        self.history.close()
+        self.state.close()
+        self.store.close()
+        self.log.close()
 
     def post(self, *rows: dict[str, Any], tenant: str = "default", stored: bool = False) -> None:
         columns = batch(rows, tenant).record_batch.columns
@@ -59,16 +69,21 @@ class Shop:
         self.state.commit(checkpoint, [Outputs(tenant="default", metrics=metrics)])
 
     def ask(self, *names: str, start: Any = "2025-01-01", end: Any = "2025-01-04", **more: Any) -> dict[str, Any]:
-        return self.queries.query("default", names, start, end, **more)
+        return self.of("default", *names, start=start, end=end, **more)
+
+    def of(self, tenant: str, *names: str, start: Any, end: Any, **more: Any) -> dict[str, Any]:
+        """The answer as it goes over the wire."""
+        answer = asyncio.run(self.queries.query(tenant, names, start, end, **more))
+        return msgspec.json.decode(msgspec.json.encode(answer), type=dict[str, Any])
 
     def values(self, name: str, **more: Any) -> tuple[Any, list[Any]]:
         found = self.ask(name, **more)["metrics"][0]
         return found["value"], [point["value"] for point in found["points"]]
 
 
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    made = Shop(tmp_path)
+@pytest.fixture(params=["by SQL", "by column"])
+def shop(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shop]:
+    made = Shop(tmp_path, columns=request.param == "by column")
     made.post(
         {"event": "page_view", "user_id": "u1", "timestamp": "2025-01-01T10:00:00Z"},
         {"event": "page_view", "user_id": "u2", "timestamp": "2025-01-01T23:30:00Z"},
@@ -98,9 +113,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     )
     made.post({"event": "page_view", "timestamp": "2025-01-02T00:00:00Z"}, tenant="acme")
     yield made
-    made.state.close()
-    made.store.close()
-    made.log.close()
+    made.close()
 
 
 def test_the_shape_and_every_empty_bucket(shop: Shop) -> None:
@@ -232,11 +245,82 @@ def test_any_name_is_found_and_a_miss_costs_no_pass_over_history(shop: Shop, mon
     assert shop.values("byu")[0] == 1  # at once
 
 
+def test_series_come_in_the_order_in_which_they_were_asked_for(shop: Shop) -> None:
+    shop.keep(Metric(name="hits", value=2, window=Window(DAY, 60)))
+    found = shop.ask("web.hits", "revenue", "web.hits", "buy")["metrics"]
+    assert [(series["metric"], series.get("unit")) for series in found] == [
+        ("web.hits", None),
+        ("revenue", "EUR"),
+        ("buy", None),
+    ]
+
+
+def test_a_repeated_question_is_not_answered_again(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def watched(tenant: str, *given: Any, **more: Any) -> Reader:
+        read.append(tenant)
+        return original(tenant, *given, **more)
+
+    original = shop.history.reader
+    first = shop.ask("revenue", "median")
+    shop.keep(Metric(name="hits", value=2, window=Window(DAY, 60)))
+    monkeypatch.setattr(shop.history, "reader", watched)
+    assert shop.ask("revenue", "median") == first
+    shop.post({"event": "page_view", "timestamp": "2025-01-02T00:00:00Z"}, tenant="acme")
+    assert shop.ask("revenue", "median") == first
+    assert not read
+    assert shop.ask("revenue", "median", breakdown=["properties.plan"]) != first
+    assert shop.ask("median", "revenue") != first
+    assert read
+    shop.post({"event": "buy", "timestamp": "2025-01-02T00:00:00Z", "properties": {"amount": 5}})
+    assert shop.values("revenue") == (75, [10, 5, 60])
+    shop.post({"event": "buy", "timestamp": "2025-01-02T01:00:00Z", "properties": {"amount": 7}}, stored=True)
+    assert shop.values("revenue") == (82, [10, 12, 60])
+    assert shop.values("web.hits")[0] == 2
+    shop.keep(Metric(name="hits", value=3, window=Window(DAY + timedelta(hours=1), 60)))
+    assert shop.values("web.hits")[0] == 5  # without any event
+
+
+def test_what_has_yet_to_be_read_is_read_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_cache, "SOON", 2)
+    shop = Shop(tmp_path, columns=True)
+
+    def at_hand() -> tuple[bool, bool]:
+        """Whether the events are, and the amounts."""
+        with shop.history.reader("default") as reader:
+            view = reader.at_hand()
+            return view is not None, view is not None and view.columns(Field("properties", "amount")) is not None
+
+    def read() -> None:
+        assert shop.history._order is not None
+        shop.history._order._pool.submit(lambda: None).result()  # it does one after the other
+
+    def buy(*amounts: int) -> None:
+        shop.post(*({"event": "buy", "timestamp": DAY, "properties": {"amount": amount}} for amount in amounts))
+
+    buy(1, 2, 3)
+    assert shop.values("revenue")[0] == 6
+    read()
+    assert at_hand() == (True, False)
+    assert shop.values("revenue")[0] == 6
+    read()
+    assert at_hand() == (True, True)
+    assert shop.values("revenue")[0] == 6
+    buy(4)
+    assert shop.values("revenue")[0] == 10
+    assert at_hand() == (True, True)
+    buy(5, 6, 7)
+    assert at_hand() == (False, False)
+    assert shop.values("revenue")[0] == 28
+    shop.close()
+
+
 def test_names_that_are_no_metric(shop: Shop) -> None:
     with pytest.raises(NotFoundError, match="did you mean 'page_views'"):
         shop.ask("page_vews")
     with pytest.raises(NotFoundError):
-        shop.queries.query("acme", ["buy"], "2025-01-01", "2025-01-02")  # another tenant's event name
+        shop.of("acme", "buy", start="2025-01-01", end="2025-01-02")  # another tenant's event name
     with pytest.raises(NotFoundError):
         shop.ask("web.hits")
     with pytest.raises(ParameterError, match="50"):

@@ -188,6 +188,11 @@ CASES: dict[str, Case] = {
     "get /api/v1/analyses": get("/api/v1/analyses"),
     "post /api/v1/analyses/{name}": analysis,
     "post /api/v1/insights": lambda ask, _: [ask("POST", "/api/v1/insights", {"timeRange": "1d"})],
+    "get /api/v1/cohorts": get("/api/v1/cohorts"),
+    "get /api/v1/cohorts/{name}": get("/api/v1/cohorts/viewers"),
+    "post /api/v1/cohorts/preview": lambda ask, _: [
+        ask("POST", "/api/v1/cohorts/preview", {"all": [{"did": {"event": "second"}}]})
+    ],
     "post /api/analytics/submit": submit,
     "get /api/analytics/result/{id}": result,
     "post /api/analytics/query": query,
@@ -207,6 +212,7 @@ CASES: dict[str, Case] = {
     "get /api/v1/users/erasures/{id}": get("/api/v1/users/erasures/none"),
     "get /api/v1/users/{id}/export": get("/api/v1/users/plain/export"),
     "get /healthz": get("/healthz"),
+    "get /readyz": get("/readyz"),
     "get /api/analytics/health": get("/api/analytics/health"),
     "get /api/analytics/metrics": get("/api/analytics/metrics"),
     "get /api/v1/openapi.json": get("/api/v1/openapi.json"),

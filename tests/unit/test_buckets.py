@@ -159,3 +159,12 @@ def test_what_is_wrong_is_named(change: dict[str, str], parameter: str, text: st
         buckets(**{**good, **change})
     assert caught.value.parameter == parameter
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("interval", ["minute", "hour", "day"])
+@pytest.mark.parametrize("start", ["2025-03-29T22:10", "2025-10-25", "2011-12-29T23:30"])
+def test_starts_are_written_with_the_offset_of_their_moment(start: str, interval: str) -> None:
+    end = (datetime.fromisoformat(start) + timedelta(hours=40)).isoformat()
+    for zone in ZONES:
+        spans = buckets(start, end, interval, zone)
+        assert spans.starts() == [moment(at).astimezone(ZoneInfo(zone)).isoformat() for at in spans.edges[:-1].tolist()]

@@ -202,6 +202,31 @@ def test_a_table_reads_well_and_obeys_no_event_name() -> None:
     ]
 
 
+@pytest.mark.parametrize("command", [["ask", "funnel"], ["insights"]])
+def test_an_answer_is_waited_for_while_its_plugin_starts(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analytics_core.cli.ask._AGAIN", 0.001)
+    starting = {"type": "urn:analytics:problem:plugin-starting", "title": "Plugin starting", "detail": "is loading"}
+    found = {**FUNNEL, "timeRange": FUNNEL["parameters"]["timeRange"], "analyses": []}
+    answers = [(503, starting), (503, starting), (200, found)]
+
+    def reply(request: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        status, answer = answers.pop(0)
+        return status, json.dumps(answer).encode()
+
+    with answering(reply) as port:
+        done = run(*command, "--json", "--port", port)
+    assert (done.exit_code, json.loads(done.stdout)) == (0, found)
+    assert not answers
+
+
+def test_no_plugin_is_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analytics_core.cli.ask._PATIENCE", 0.0)
+    starting = {"type": "urn:analytics:problem:plugin-starting", "detail": "Plugin 'a': is loading"}
+    refused = answered("ask", "funnel", status=503, answer=starting)
+    assert refused.exit_code == 1
+    assert "answered 503: Plugin 'a': is loading" in refused.stderr
+
+
 @pytest.mark.parametrize("status", [404, 422])
 def test_a_wrong_question_is_told_in_one_line(status: int) -> None:
     problem = {"title": "No", "detail": "no analysis is named 'funel'; did you mean 'funnel'?"}

@@ -82,6 +82,15 @@ SETTINGS: dict[str, Any] = {
     "isolation": "process",
 }
 TENANT: dict[str, Any] = {"kind": "tenant", "name": "acme", "timezone": "Europe/Berlin", "retention_days": 30}
+COHORT: dict[str, Any] = {
+    "kind": "cohort",
+    "name": "buyers",
+    "all": [
+        {"did": {"event": "buy", "where": {"properties.amount": {">": 20}}}, "at_least": 2, "within": "30d"},
+        {"did_not": {"event": "refund"}},
+        {"has": {"properties.plan": ["pro", "team"]}},
+    ],
+}
 
 DROP = object()
 
@@ -228,6 +237,13 @@ def test_several_kinds_in_one_file(tmp_path: Path) -> None:
         (METRIC, "where", {"name": {"is": "order"}}, "where.name: is neither one value nor a list of values"),
         (METRIC, "where", {"name": []}, "where.name: is neither one value nor a list of values"),
         (METRIC, "name", "shop.revenue", "name: 'shop.revenue' does not match"),
+        (COHORT, "all", [], "all: a list has 0 items; valid are 1 to 20"),
+        (COHORT, "all", [{"did": {}}] * 21, "all: a list has 21 items; valid are 1 to 20"),
+        (COHORT, "all.0.did.evnt", "buy", "all[0].did.evnt: the key is not known; did you mean 'event'?"),
+        (COHORT, "all.0.within", "soon", "all[0].within: 'soon' does not match"),
+        (COHORT, "all.0.at_least", 0, "all[0].at_least: 0 is less than 1"),
+        (COHORT, "all.1", {}, "all[1]: needs exactly one of 'did', 'did_not' and 'has'; it has none"),
+        (COHORT, "all.2.at_least", 2, "all[2].at_least: is for 'did' and 'did_not'"),
         (TENANT, "name", "Acme", "name: 'Acme' does not match"),
         (TENANT, "name", "a" * 64, "name: 'aaaa"),
         (TENANT, "timezone", "Berlin", "timezone: 'Berlin' is no IANA time zone"),
@@ -394,7 +410,7 @@ def test_a_missing_directory_is_an_empty_deployment(tmp_path: Path) -> None:
         read_deployment(written(tmp_path, METRIC), {})
 
 
-@pytest.mark.parametrize("document", [METRIC, TENANT, SETTINGS])
+@pytest.mark.parametrize("document", [METRIC, TENANT, SETTINGS, COHORT])
 def test_a_name_that_two_files_take_names_both(tmp_path: Path, document: dict[str, Any]) -> None:
     first = written(tmp_path, document, name="a.yaml")
     second = written(tmp_path, document, name="b.yaml")
@@ -446,7 +462,7 @@ def test_the_shipped_schemas_are_up_to_date(kind: str) -> None:
     jsonschema.Draft202012Validator.check_schema(config.schemas()[kind])
 
 
-@pytest.mark.parametrize("good", [PLUGIN, METRIC, SETTINGS, TENANT], ids=lambda d: d["kind"])
+@pytest.mark.parametrize("good", [PLUGIN, METRIC, SETTINGS, TENANT, COHORT], ids=lambda d: d["kind"])
 def test_the_schemas_take_the_good_and_refuse_a_typo(good: dict[str, Any]) -> None:
     schema = jsonschema.Draft202012Validator(config.schemas()[good["kind"]])
     schema.validate({**good, "x-free": 1})

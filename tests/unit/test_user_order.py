@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -126,6 +127,31 @@ def test_a_session_of_nobody_is_a_visitor_that_is_not_known() -> None:
 def test_there_is_nothing_to_fold_without_events() -> None:
     with MemoryReader([]) as reader:
         assert reader.in_user_order(len) == []
+
+
+def test_a_step_that_never_returns_keeps_no_process_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_order, "PART", 1)
+    daemons: list[bool] = []
+    with MemoryReader([batch([{"event": "a", "user_id": f"u{i}"} for i in range(9)])], WHOLE) as reader:
+        caller = threading.current_thread()
+        both = threading.Barrier(2)
+
+        def step(part: UserOrder) -> None:
+            if len(daemons) < 2:
+                daemons.append(threading.current_thread().daemon or threading.current_thread() is caller)
+                both.wait(10)
+
+        reader.in_user_order(step)
+    assert daemons == [True, True]
+
+
+def test_a_step_that_fails_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_order, "PART", 1)
+    with (
+        MemoryReader([batch([{"event": "a", "user_id": f"u{i}"} for i in range(9)])], WHOLE) as reader,
+        pytest.raises(IndexError, match="mine"),
+    ):
+        reader.in_user_order(lambda _: (_ for _ in ()).throw(IndexError("mine")))
 
 
 def test_a_mark_that_is_none_says_which() -> None:

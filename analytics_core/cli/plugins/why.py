@@ -13,7 +13,7 @@ from analytics_core.cli.asking import RefusedError, Server, asking_options, show
 from analytics_core.cli.plugins.asking import UnknownPluginError
 from analytics_core.errors import NotFoundError
 from analytics_core.host.examining.explanation import Explanation, explain_installed, explain_row, with_line
-from analytics_core.host.examining.judging import RISING
+from analytics_core.host.health import RISING
 
 _UNDECIDED: Final = frozenset({"discovered", "loading", "starting", "unknown"})
 """States in which a plugin may be that was installed or changed a moment ago."""

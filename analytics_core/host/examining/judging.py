@@ -9,13 +9,11 @@ from typing import Any, Final
 from packaging.utils import canonicalize_name
 
 from analytics_core.config import Settings
-from analytics_core.host.health import RUNNING, State
+from analytics_core.host.health import RISING, RUNNING, State
 from analytics_core.host.installed.discovery import GROUP, Found, discover, headers
 from analytics_core.host.installed.selection import Choice, choose
 from analytics_core.manifest import Deployment, PluginManifest, fit_schema, read_deployment
 
-RISING: Final[frozenset[State]] = frozenset({"discovered", "loading", "starting", "retrying"})
-"""States of a plugin that is on its way to run."""
 RUNS: Final[frozenset[State]] = RUNNING | RISING
 """States of a plugin that runs or is on its way to; every other one needs somebody to do something."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from analytics_core.errors import PluginUnavailableError, WorkerDiedError
+from analytics_core.errors import PluginStartingError, PluginUnavailableError, WorkerDiedError
 from analytics_core.events import EventBatch
 from analytics_core.host.running.crossing import Hello
 from analytics_core.host.running.process import ProcessFold, WorkerProcess, spec_of
@@ -74,7 +74,7 @@ class ProcessRuntime(OfSubject):
 
     async def acall(self, hook: str, seconds: float, /, **arguments: Any) -> Any:
         if self._worker is None or not self._started or not self._worker.alive:
-            raise PluginUnavailableError(self._subject.name, "its process is being started")
+            raise PluginStartingError(self._subject.name, "its process is being started")
         if "events" in arguments:
             arguments["events"] = spec_of(arguments["events"])
         return await self._worker.acall(hook, seconds, **arguments)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from heapq import nsmallest
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from analytics_core import Answer, Chart, EventReader, Insight, ParameterError, Recommendation, UserOrder
 from analytics_user_behavior.columns import I64
-from analytics_user_behavior.counts import NONE, OTHER
-from analytics_user_behavior.days import ratio, shown
+from analytics_user_behavior.counts import NONE, OTHER, counted, distinct, sums
+from analytics_user_behavior.figures import ratio, shown
 
 _COLUMNS = {
     "event": "name",
@@ -27,6 +31,21 @@ _COLUMNS = {
 _HOLDERS = ("properties", "context")
 _LEAST = 100
 """Events below which no value is called frequent or missing."""
+
+
+class _Part(NamedTuple):
+    """Some visitors. ``events`` (words + 1,) is how many have no value, and each of ``words``. ``values`` (any,)
+    are, one person after the other, the places in ``events`` of those that the person has; ``each`` (people,) is how
+    many these are."""
+
+    words: Sequence[str]
+    events: I64
+    values: npt.NDArray[np.int32]
+    each: I64
+
+    @property
+    def people(self) -> int:
+        return len(self.each)
 
 
 class Group(NamedTuple):
@@ -57,8 +76,12 @@ def breakdown(events: EventReader, parameters: Mapping[str, Any]) -> Answer:
     """
     by, names, limit = parameters["by"], parameters.get("event", []), parameters["limit"]
     names = [names] if isinstance(names, str) else names
-    groups = _groups(events, by, names, limit)
-    users, everybody = _users(events, by, names, groups)
+    nobodys = _of_nobody(events, by, names)
+    parts = _parts(events, by, names)
+    totals = _totals(parts, nobodys)
+    groups = _groups(totals, limit)
+    users = _users(parts, groups)
+    everybody = sum(part.people for part in parts)
     counts = np.array([group.events for group in groups], np.int64)
     table = pa.table(
         {
@@ -85,67 +108,77 @@ def _text(by: str, bound: dict[str, Any]) -> str:
     return f"TRY(json_extract_string({holder}, $path))"  # a path by RFC 6901 can name any key
 
 
-def _groups(events: EventReader, by: str, names: Sequence[str], limit: int) -> list[Group]:
-    bound: dict[str, Any] = {"limit": limit}
-    where = ""
+def _of_nobody(events: EventReader, by: str, names: Sequence[str]) -> dict[str | None, int]:
+    """How many events of nobody have each value, None for its absence: no visitor has them."""
+    bound: dict[str, Any] = {}
+    where = "user_id IS NULL AND anonymous_id IS NULL AND session_id IS NULL"
     text = _text(by, bound)
     if names:
-        where, bound["names"] = "WHERE list_contains($names, name)", list(names)
-    found = events.sql(
-        f"""
-        WITH counted AS (SELECT CAST({text} AS VARCHAR) AS value, count(*) AS events FROM events {where} GROUP BY 1),
-        ranked AS (
-            SELECT *, row_number() OVER (PARTITION BY value IS NULL ORDER BY events DESC, value) AS rank FROM counted
-        )
-        SELECT CASE WHEN value IS NULL THEN 2 WHEN rank > $limit THEN 1 ELSE 0 END AS kind,
-            CASE WHEN kind = 0 THEN value END AS shown, sum(events)::BIGINT AS events
-        FROM ranked GROUP BY ALL ORDER BY kind, events DESC, shown
-        """,
-        bound,
+        where, bound["names"] = f"{where} AND list_contains($names, name)", list(names)
+    query = f"SELECT CAST({text} AS VARCHAR) AS value, count(*) AS events FROM events WHERE {where} GROUP BY 1"
+    return {row["value"]: row["events"] for row in events.sql(query, bound).to_pylist()}
+
+
+def _parts(events: EventReader, by: str, names: Sequence[str]) -> list[_Part]:
+    named = _COLUMNS.get(by) == "name"
+    return events.in_user_order(
+        partial(_part, by="" if named else by),
+        marks={"event": {"event": list(names)}} if names else {},
+        values=() if named else (by,),
+        marked_only=bool(names),
     )
-    kinds, shown_as = ("value", "other", "none"), (None, OTHER, NONE)
-    return [
-        Group(kinds[row["kind"]], shown_as[row["kind"]] or row["shown"] or "", row["events"])
-        for row in found.to_pylist()
-    ]
 
 
-def _users(events: EventReader, by: str, names: Sequence[str], groups: Sequence[Group]) -> tuple[I64, int]:
-    """The visitors of each group, shape ``(groups,)``, and of all."""
+def _part(part: UserOrder, by: str) -> _Part:
+    """``by`` is empty for the name."""
+    words, code = (part.words[by], part.values[by]) if by else (part.names, part.name)
+    width, users = len(words) + 1, len(part.end)
+    pair = np.repeat(np.arange(users) * width + 1, np.diff(part.end, prepend=0))
+    pair += code
+    found = counted(pair, users * width)
+    user, value = np.divmod(found.code, width)
+    known = part.known[user]
+    return _Part(
+        words=words,
+        events=sums(value, found.times, width).astype(np.int64),
+        values=value[known].astype(np.int32),
+        each=np.bincount(user[known], minlength=users)[part.known],
+    )
+
+
+def _totals(parts: Sequence[_Part], nobodys: Mapping[str | None, int]) -> dict[str | None, int]:
+    """How many events have each value; a text and a number may look the same, and are one then."""
+    totals = Counter(nobodys)
+    if parts:
+        events = np.sum([part.events for part in parts], axis=0)
+        some = np.flatnonzero(events)
+        for code, times in zip(some.tolist(), events[some].tolist(), strict=True):
+            totals[parts[0].words[code - 1] if code else None] += times
+    return dict(totals)
+
+
+def _groups(totals: Mapping[str | None, int], limit: int) -> list[Group]:
+    """The values with most events, then the rest and absence."""
+    values = [(value, times) for value, times in totals.items() if value is not None]
+    named = nsmallest(limit, values, key=lambda pair: (-pair[1], pair[0]))
+    rest = sum(times for _, times in values) - sum(times for _, times in named)
+    others = [Group("other", OTHER, rest), Group("none", NONE, totals.get(None, 0))]
+    return [*(Group("value", value, times) for value, times in named), *(group for group in others if group.events)]
+
+
+def _users(parts: Sequence[_Part], groups: Sequence[Group]) -> I64:
+    """The persons of each group, shape ``(groups,)``."""
+    users = np.zeros(len(groups), np.int64)
+    if not parts:
+        return users
     place = {group.value: at for at, group in enumerate(groups) if group.kind == "value"}
     rest = {group.kind: at for at, group in enumerate(groups) if group.kind != "value"}
-    codes: list[I64] = []
-
-    def group_of(words: Sequence[str]) -> I64:
-        """The group of each word, and last that of none; the words of all parts are the same."""
-        if not codes:
-            found = [place.get(word, rest.get("other", 0)) for word in words]
-            codes.append(np.array([*found, rest.get("none", 0)], np.int64))
-        return codes[0]
-
-    named = _COLUMNS.get(by) == "name"
-    marks = {"event": {"event": list(names)}} if names else {}
-    made = events.in_user_order(
-        _counting(group_of, "" if named else by, len(groups)),
-        marks=marks,
-        values=() if named else (by,),
-        marked_only=bool(marks),
-    )
-    return sum((users for users, _ in made), np.zeros(len(groups), np.int64)), sum(every for _, every in made)
-
-
-def _counting(group_of: Callable[[Sequence[str]], I64], by: str, groups: int) -> Callable[[UserOrder], tuple[I64, int]]:
-    """Per part: how many persons have each group, and how many there are. ``by`` is empty for the name."""
-
-    def step(part: UserOrder) -> tuple[I64, int]:
-        words, code = (part.words[by], part.values[by]) if by else (part.names, part.name)
-        pair = part.user() * groups + group_of(words)[code]
-        changed = np.append(True, pair[1:] != pair[:-1])
-        pair = np.unique(pair[changed])
-        pair = pair[part.known[pair // groups]]
-        return np.bincount(pair % groups, minlength=groups), int(part.known.sum())
-
-    return step
+    other, width = rest.get("other", -1), len(groups)
+    group_of = np.array([rest.get("none", 0), *(place.get(word, other) for word in parts[0].words)], np.int64)
+    for part in parts:
+        pair = np.repeat(np.arange(len(part.each)) * width, part.each) + group_of[part.values]
+        users += np.bincount(distinct(pair) % width, minlength=width)
+    return users
 
 
 def _findings(by: str, groups: Sequence[Group], total: int) -> tuple[list[Insight], list[Recommendation]]:

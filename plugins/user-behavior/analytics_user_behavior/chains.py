@@ -9,11 +9,14 @@ further.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from analytics_user_behavior.columns import I64, Mask
+
+_SEARCH: Final = 8
+"""Looking one position up takes as long as passing so many events."""
 
 
 class Runs(NamedTuple):
@@ -83,7 +86,7 @@ def in_order(runs: Runs, window: int, until: int) -> Found:
 
         place = np.flatnonzero(fits)
         place = place[np.searchsorted(place, last[0], side="right") :] if len(last) else last
-        before = np.searchsorted(last, place) - 1
+        before = _ahead(last, place, len(at)) - 1
         good = group[place] == of[before]
         good &= at[place] - at[first[before]] <= window
         good &= _undisturbed(last[before], runs.stops[k], place)
@@ -136,6 +139,16 @@ def _next(begin: I64, fits: Sequence[Mask], sizes: Sequence[int], none: int) -> 
     chain = np.stack(columns, axis=1)
     chain.sort(axis=1)
     return chain
+
+
+def _ahead(places: I64, of: I64, events: int) -> I64:
+    """How many of ``places`` come before each position ``of``, shape of that; both ascend and are below ``events``."""
+    if len(of) * _SEARCH < events:
+        return np.searchsorted(places, of)
+    passed = np.zeros(events + 1, np.bool_)
+    passed[places + 1] = True
+    found: I64 = np.cumsum(passed, dtype=np.int64).take(of)
+    return found
 
 
 def changes(ordered: I64) -> I64:

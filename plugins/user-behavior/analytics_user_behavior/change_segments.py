@@ -12,6 +12,7 @@ from analytics_core import EventReader, UserOrder
 from analytics_user_behavior.change_figures import Figure
 from analytics_user_behavior.change_tallies import Days, Steps, steps
 from analytics_user_behavior.columns import I64, U64, Mask
+from analytics_user_behavior.counts import distinct
 from analytics_user_behavior.intervals import normal_p
 from analytics_user_behavior.shifts import share_shift
 
@@ -102,7 +103,7 @@ def _cells(part: UserOrder, found: Steps, days: Days, figure: Figure, names: Seq
     half, value = (found.day[here] >= days.half).astype(np.int64), value[here]
     went_on = np.ones(len(here), np.bool_)
     if figure.kind in ("visitors", "conversion"):  # each visitor once for each half and value
-        once = np.unique((found.user[here] * 2 + half) * len(words) + value)
+        once = distinct((found.user[here] * 2 + half) * len(words) + value)
         who, value = np.divmod(once, max(len(words), 1))
         half = who % 2
         went_on = _among(part.key[who // 2], half, figure.keys) if figure.keys else np.ones(len(who), np.bool_)

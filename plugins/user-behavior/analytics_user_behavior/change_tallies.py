@@ -11,7 +11,7 @@ import numpy as np
 
 from analytics_core import EventReader, TimeRange, UserOrder
 from analytics_user_behavior.columns import I64, U64, Mask
-from analytics_user_behavior.days import integers
+from analytics_user_behavior.figures import integers
 
 _DAY = timedelta(days=1)
 _WEEK = 7

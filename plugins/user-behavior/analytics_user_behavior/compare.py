@@ -29,7 +29,7 @@ from analytics_user_behavior.compare_figures import (
     answer,
     rows_of,
 )
-from analytics_user_behavior.days import F64
+from analytics_user_behavior.figures import F64
 from analytics_user_behavior.funnel import window_seconds
 from analytics_user_behavior.session_order import by_session
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_core import Answer, Chart, Insight, Recommendation
-from analytics_user_behavior.days import F64
+from analytics_user_behavior.figures import F64
 from analytics_user_behavior.intervals import CONFIDENCE, Compared, difference, newcombe, ratio, risk_ratio
 
 EVENTS, PERSONS_EVENTS, PERSONS, SESSIONS, BEGAN, CONVERTED, SUM, VALUES = range(8)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from analytics_user_behavior.columns import I64
-from analytics_user_behavior.days import F64
+from analytics_user_behavior.figures import F64
 
 OTHER: Final = "(other)"
 NONE: Final = "(none)"
@@ -66,10 +66,15 @@ def added(parts: Iterable[Counted]) -> Counted:
 
 def places_of(codes: I64, wanted: npt.NDArray[np.integer[Any]], bound: int) -> I64:
     """Where each of ``wanted`` (n,) stands among ``codes``, which ascend, have them all and are below ``bound``."""
+    return looked_up(codes, np.arange(len(codes)), wanted, bound)
+
+
+def looked_up(codes: I64, values: I64, wanted: npt.NDArray[np.integer[Any]], bound: int) -> I64:
+    """The value of each of ``wanted`` (n,), where ``values`` are those of ``codes``; these are as for `places_of`."""
     if bound > _DENSE:
-        return np.searchsorted(codes, wanted)
+        return values[np.searchsorted(codes, wanted)]
     table = np.zeros(bound, np.int64)
-    table[codes] = np.arange(len(codes))
+    table[codes] = values
     return table.take(wanted)
 
 

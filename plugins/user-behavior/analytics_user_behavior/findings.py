@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from analytics_core import Insight, Pattern, Window
 from analytics_user_behavior.tallies import CODES, HOURS, HourlyTally, ranked
@@ -13,27 +15,36 @@ _LEAST_HOUR, _LEAST_DAY = 30, 300
 _LEAST_RISE, _LEAST_Z = 0.10, 4.0
 
 
-def transition_patterns(tally: HourlyTally, words: list[str], hour: int, sent: set[int]) -> list[Pattern]:
+class Shown(NamedTuple):
+    """A step as it was last given: how often in the 24 hours up to and with ``hour``."""
+
+    times: int
+    hour: int
+
+
+def shown_steps(tally: HourlyTally, hour: int, sent: set[int]) -> dict[int, Shown]:
     """The most frequent steps of the 24 hours up to and with ``hour``, and those in ``sent`` at their present counts.
 
     ``sent`` takes up what is shown, so that a pattern that has lost its rank is corrected once more and not left stale.
     """
-    totals = {code: count for code, count in tally.total(hour).items() if code >= CODES and code % CODES}
-    shown = [code for code, _ in ranked(totals)[:SHOWN]]
-    dropped = sorted(sent.difference(shown))
+    leading = tally.leading(hour, SHOWN)
+    counts = tally.trailing(hour)
+    shown = {code: Shown(counts.get(code, 0), hour) for code in (*leading, *sorted(sent.difference(leading)))}
     sent.clear()
-    sent.update(shown)
-    return [
-        Pattern(
-            key=f"transition:{words[code // CODES]}>{words[code % CODES]}",
-            name="transition",
-            description=f"{words[code // CODES]} is followed by {words[code % CODES]}",
-            count=totals.get(code, 0),
-            window=_trailing(hour),
-            data={"from": words[code // CODES], "to": words[code % CODES]},
-        )
-        for code in [*shown, *dropped]
-    ]
+    sent.update(leading)
+    return shown
+
+
+def transition(step: int, shown: Shown, words: list[str]) -> Pattern:
+    source, target = words[step // CODES], words[step % CODES]
+    return Pattern(
+        key=f"transition:{source}>{target}",
+        name="transition",
+        description=f"{source} is followed by {target}",
+        count=shown.times,
+        window=_trailing(shown.hour),
+        data={"from": source, "to": target},
+    )
 
 
 def session_insights(exits: HourlyTally, words: list[str], hour: int) -> list[Insight]:
@@ -41,13 +52,14 @@ def session_insights(exits: HourlyTally, words: list[str], hour: int) -> list[In
 
     ``exits`` counts codes of (last event's name, whether it was the only event), as ``name * 2 + bounce``.
     """
-    totals = exits.total(hour)
+    totals = exits.trailing(hour)
     ended, bounces = _count(totals)
     by_name: dict[int, int] = {}
     for code, count in totals.items():
         by_name[code // 2] = by_name.get(code // 2, 0) + count
     found = []
-    name, count = ranked(by_name)[0] if by_name else (0, 0)
+    name = ranked(by_name)[0] if by_name else 0
+    count = by_name.get(name, 0)
     if name and count > ended / 2:
         found.append(
             Insight(
@@ -82,9 +94,11 @@ def bounce_rise(exits: HourlyTally, hour: int) -> list[Insight]:
     standard errors of the difference (two-proportion z, pooled), with 30 sessions in the hour and 300 before it.
     """
     hour -= 2
-    ended, bounces = _count(exits.total(hour, 1))
-    before, before_bounces = _count(exits.total(hour - 1))
-    if ended < _LEAST_HOUR or before < _LEAST_DAY:
+    ended, bounces = _count(exits.between(hour, hour))
+    if ended < _LEAST_HOUR:
+        return []
+    before, before_bounces = _count(exits.between(hour - HOURS, hour - 1))
+    if before < _LEAST_DAY:
         return []
     rate, usual = bounces / ended, before_bounces / before
     pooled = (bounces + before_bounces) / (ended + before)
@@ -106,7 +120,7 @@ def bounce_rise(exits: HourlyTally, hour: int) -> list[Insight]:
     ]
 
 
-def _count(totals: dict[int, int]) -> tuple[int, int]:
+def _count(totals: Mapping[int, int]) -> tuple[int, int]:
     """Sessions, and those of one event."""
     return sum(totals.values()), sum(count for code, count in totals.items() if code % 2)
 

@@ -13,7 +13,7 @@ from analytics_user_behavior.activity import active, filters_of
 from analytics_user_behavior.calendar import periods
 from analytics_user_behavior.columns import I64, MINUTE
 from analytics_user_behavior.counts import Counted, added, counted
-from analytics_user_behavior.days import F64, ratio, shown
+from analytics_user_behavior.figures import F64, ratio, shown
 from analytics_user_behavior.session_order import by_session
 
 What = Literal["events", "sessions", "days"]

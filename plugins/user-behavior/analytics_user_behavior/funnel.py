@@ -98,7 +98,8 @@ def funnel(events: EventReader, asked: Mapping[str, Any], gap_minutes: int) -> A
     values by visitors, ties by value, then "(other)" and "(none)", each when there is one.
 
     Columns: step (from 1), event, users, conversion_from_start, conversion_from_previous, dropped, open,
-    p50_from_previous, p90_from_previous, p50_from_start, p90_from_start; with a breakdown ``value`` before them.
+    p50_seconds_from_previous, p90_seconds_from_previous, p50_seconds_from_start, p90_seconds_from_start; with a
+    breakdown ``value`` before them.
     Conversions are null when nobody was there to convert, times are null for step 1 and when nobody got there.
 
     :raises ParameterError: naming the parameter and what would be valid.

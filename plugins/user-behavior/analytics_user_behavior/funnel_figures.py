@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from analytics_core import Answer, Chart, Insight, Recommendation
 from analytics_user_behavior.columns import I64, Mask
-from analytics_user_behavior.days import F64, ratio, shown
+from analytics_user_behavior.figures import F64, ratio, shown
 from analytics_user_behavior.intervals import CONFIDENCE, Compared, newcombe, normal_cdf
 
 OTHER, NONE = "(other)", "(none)"
@@ -20,7 +20,7 @@ _LEAST = 20
 """Visitors of whom something is said."""
 _LEAST_LOST = 5
 _SLOWER = 1.5
-_TIMES = ("p50_from_previous", "p90_from_previous", "p50_from_start", "p90_from_start")
+_TIMES = ("p50_seconds_from_previous", "p90_seconds_from_previous", "p50_seconds_from_start", "p90_seconds_from_start")
 
 
 class Outcome(NamedTuple):
@@ -190,10 +190,10 @@ def _delay(names: Sequence[str], rows: Rows, whole: Outcome) -> Told | None:
             "from": here,
             "to": there,
             "users": len(times),
-            "p50_from_previous": half,
-            "p90_from_previous": float(rows.seconds[slowest, 1]),
+            "p50_seconds_from_previous": half,
+            "p90_seconds_from_previous": float(rows.seconds[slowest, 1]),
             "next_to": names[second],
-            "next_p50_from_previous": other,
+            "next_p50_seconds_from_previous": other,
         },
     )
     advice = Recommendation(

@@ -11,6 +11,7 @@ from analytics_user_behavior.clusters import ROW, Rows, grow, put, stacked
 from analytics_user_behavior.columns import I64, U64, Columns, Mask, runs
 
 _NEVER = np.iinfo(np.int64).max
+_NOTHING = np.iinfo(np.int64).min
 _SMALLEST = 1024
 
 
@@ -58,20 +59,29 @@ class OpenSessions:
     def __init__(self, rows: Rows | None = None) -> None:
         rows = np.zeros(0, ROW) if rows is None else rows
         self._parts = [_Part(rows)] if len(rows) else []
-        self._due = _quiet(rows)
+        self._due, self._last = _quiet(rows)
+
+    @property
+    def last(self) -> int | None:
+        """The latest end or receipt of an open session, in microseconds; None when none is open."""
+        return None if self._last == _NOTHING else self._last
+
+    def of(self, keys: U64) -> tuple[Rows, I64]:
+        """The sessions of the sorted, distinct ``keys``, and which key each is of."""
+        places = [part.find(keys) for part in self._parts]
+        return self._found(places), _owners(places)
 
     def __len__(self) -> int:
         return sum(int(part.alive.sum()) for part in self._parts)
 
     def join(self, events: Columns, gap: int) -> Joined:
         """Put events into the sessions of their keys. ``gap`` is in microseconds."""
-        keys, code = _numbered(events.key)
+        keys, code = numbered(events.key)
         places = [part.find(keys) for part in self._parts]
-        found = [part.rows.take(at) for part, (at, _) in zip(self._parts, places, strict=True)]
-        before = stacked(found)
-        owner = np.concatenate([owner for _, owner in places]) if places else np.empty(0, np.int64)
+        before, owner = self._found(places), _owners(places)
         after = grow(before, owner, events, code, gap)
-        self._due = min(self._due, _quiet(after))
+        due, last = _quiet(after)
+        self._due, self._last = min(self._due, due), max(self._last, last)
 
         single = np.bincount(owner, minlength=len(keys)) == 1
         number = np.repeat(np.arange(len(keys)), np.diff(runs(after["key"])))
@@ -89,13 +99,14 @@ class OpenSessions:
         """Take out the sessions whose end and last receipt are both more than ``gap`` before ``before``, by end."""
         if self._due + gap >= before:
             return np.zeros(0, ROW)
-        closed, self._due = [], _NEVER
+        closed, self._due, self._last = [], _NEVER, _NOTHING
         for part in self._parts:
             quiet = np.maximum(part.rows["end"], part.rows["received"])
             over = part.alive & (quiet + gap < before)
             closed.append(part.rows.compress(over))
             part.alive &= ~over
             self._due = min(self._due, int(quiet[part.alive].min(initial=_NEVER)))
+            self._last = max(self._last, int(quiet[part.alive].max(initial=_NOTHING)))
         self._parts = [_compacted(part) for part in self._parts if part.alive.any()]
         rows = stacked(closed)
         return rows.take(np.lexsort((rows["start"], rows["key"], rows["end"])))
@@ -107,6 +118,7 @@ class OpenSessions:
             at, _ = part.find(wanted)
             part.alive[at] = False
         self._parts = [_compacted(part, always=True) for part in self._parts if part.alive.any()]
+        self._due, self._last = _quiet(stacked([part.rows for part in self._parts]))
 
     def rows(self) -> Rows:
         """All open sessions, sorted by (key, start)."""
@@ -120,6 +132,9 @@ class OpenSessions:
             part = _Part(part.rows.take(np.lexsort((part.rows["start"], part.keys))))
         self._parts = [part]
         return part.rows
+
+    def _found(self, places: list[tuple[I64, I64]]) -> Rows:
+        return stacked([part.rows.take(at) for part, (at, _) in zip(self._parts, places, strict=True)])
 
     def _insert(self, rows: Rows) -> None:
         if not len(rows):
@@ -143,7 +158,11 @@ def _compacted(part: _Part, *, always: bool = False) -> _Part:
     return _Part(part.rows.compress(part.alive), part.keys[part.alive])
 
 
-def _numbered(key: U64) -> tuple[U64, I64]:
+def _owners(places: list[tuple[I64, I64]]) -> I64:
+    return np.concatenate([owner for _, owner in places]) if places else np.empty(0, np.int64)
+
+
+def numbered(key: U64) -> tuple[U64, I64]:
     """The distinct keys in order, and the number of each event's key among them."""
     encoded = pa.array(key).dictionary_encode()
     distinct: U64 = encoded.dictionary.to_numpy()
@@ -153,5 +172,7 @@ def _numbered(key: U64) -> tuple[U64, I64]:
     return distinct[by], rank[encoded.indices.to_numpy()]
 
 
-def _quiet(rows: Rows) -> int:
-    return int(np.maximum(rows["end"], rows["received"]).min(initial=_NEVER))
+def _quiet(rows: Rows) -> tuple[int, int]:
+    """The earliest and the latest end or receipt."""
+    quiet = np.maximum(rows["end"], rows["received"])
+    return int(quiet.min(initial=_NEVER)), int(quiet.max(initial=_NOTHING))

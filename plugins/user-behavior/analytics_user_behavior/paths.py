@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from analytics_core import Answer, Chart, EventReader, UserOrder
 from analytics_user_behavior.columns import I64
-from analytics_user_behavior.counts import OTHER, Counted, added, counted, places_of, quantiles, sums, top
-from analytics_user_behavior.days import F64, ratio, shown
+from analytics_user_behavior.counts import OTHER, Counted, added, counted, looked_up, quantiles, sums, top
+from analytics_user_behavior.figures import F64, ratio, shown
 from analytics_user_behavior.path_findings import Way, findings, missing
 from analytics_user_behavior.transitions import ENTRY, EXIT, transitions
 from analytics_user_behavior.walks import Cut, cut_by, walks
@@ -101,19 +101,21 @@ def paths(events: EventReader, given: Mapping[str, Any], gap_minutes: int) -> An
 
 def _flow(part: UserOrder, cut: Cut, depth: int, backwards: bool) -> _Flow:
     found = walks(part, cut)
-    size, first, last = len(part.names) + 1, found.first()[:, None], found.end[:, None] - 1
+    size, outside = len(part.names) + 1, len(part.names)
     kind = np.int32 if size * size < 1 << 31 else np.int64
-    along = np.arange(depth)
-    place = np.maximum(last - along, first) if backwards else np.minimum(first + along, last)
-    name, at = (np.ascontiguousarray(column.T) for column in found.at_places(place))  # walk by walk is fast to read
-    steps = np.diff(found.end, prepend=0)
+    place, bound = (found.before(found.end), found.begin) if backwards else (found.begin, found.end)
+    name, at = found.name.take(place), found.at.take(place)
     levels = []
-    for level in range(depth - 1):
-        on, over = np.flatnonzero(steps > level + 1), np.flatnonzero(steps == level + 1)
-        code = np.multiply(name[level], size, dtype=kind)
-        of = code.take(on) + name[level + 1].take(on)
-        edges = counted(np.concatenate([of, code.take(over) + (size - 1)]), size * size)
-        levels.append(_Level(edges, of, np.abs(at[level + 1].take(on) - at[level].take(on))))
+    for _ in range(depth - 1):
+        further = found.before(place) if backwards else found.after(place)
+        goes_on = further >= bound if backwards else further < bound
+        on, over = np.flatnonzero(goes_on), np.flatnonzero(~goes_on)
+        place, bound = further.take(on), bound.take(on)
+        code, left = np.multiply(name, size, dtype=kind), at.take(on)
+        name, at = found.name.take(place), found.at.take(place)
+        of = code.take(on) + name
+        edges = counted(np.concatenate([of, code.take(over) + outside]), size * size)
+        levels.append(_Level(edges, of, np.abs(at - left)))
     return _Flow(levels, part.names)
 
 
@@ -158,7 +160,7 @@ def _level(level: _Level, nodes: _Nodes, depth: int) -> _Edges:
     code, edge = np.unique(near * width + far, return_inverse=True)
     count = sums(edge, edges.times, len(code)).astype(np.int64)
     inside = np.where(code % width == width - 1, 0, count)
-    of = edge[places_of(edges.code, level.of, size * size)]
+    of = looked_up(edges.code, edge, level.of, size * size)
     seconds = quantiles(level.micros, of, inside, (0.5,))[0] / _SECOND
     reached = sums(code // width, count, width).astype(np.int64)[code // width]
     by = np.lexsort((-count, code // width))

@@ -13,7 +13,7 @@ from analytics_core import Answer, Chart, EventReader, Insight, ParameterError, 
 from analytics_user_behavior.activity import Active, active, filters_of, told
 from analytics_user_behavior.calendar import EARLIEST, Period, Periods, periods
 from analytics_user_behavior.columns import I64, Mask
-from analytics_user_behavior.days import ratio, shown
+from analytics_user_behavior.figures import ratio, shown
 from analytics_user_behavior.intervals import newcombe, wilson
 
 _COHORTS = 1000

@@ -138,9 +138,9 @@ def _count(part: UserOrder, cut: Cut, lengths: Sequence[int], chosen: Chosen) ->
         most = int(_BITS / math.log2(base))
         raise ParameterError("longest", f"with {base} event names at most {most} events can be looked at in a row")
     found = walks(part, cut)
-    name, at = found.steps()
-    number = found.number()
-    left = found.end[number] - np.arange(len(name))
+    name, at, end = steps = found.listed()
+    number = steps.number()
+    left = end[number] - np.arange(len(name))
     grams = []
     for length in (1, *lengths):
         place = np.flatnonzero(left >= length)

@@ -12,7 +12,7 @@ from analytics_core import Answer, Chart, EventReader, Insight, Recommendation, 
 from analytics_user_behavior.calendar import Periods, periods
 from analytics_user_behavior.columns import I64, MINUTE
 from analytics_user_behavior.counts import NONE, OTHER, distinct, quantiles, top
-from analytics_user_behavior.days import ratio, shown
+from analytics_user_behavior.figures import ratio, shown
 from analytics_user_behavior.intervals import newcombe, wilson
 from analytics_user_behavior.session_order import by_session
 
@@ -81,12 +81,12 @@ def sessions(events: EventReader, asked: TimeRange, gap_minutes: int, given: Map
 
 def _read(part: UserOrder, days: Periods, gap: int, breakdown: str | None) -> _Sessions:
     found = by_session(part, gap)
-    value = np.full(len(found.user), -1)
+    began, value = part.at.take(found.first), np.full(len(found.user), -1)
     return _Sessions(
-        group=days.of(part.at[found.first]),
-        value=part.values[breakdown][found.first].astype(np.int64) if breakdown else value,
-        user=np.where(part.known[found.user], found.user, -1),
-        micros=part.at[found.last] - part.at[found.first],
+        group=days.of(began),
+        value=part.values[breakdown].take(found.first).astype(np.int64) if breakdown else value,
+        user=found.user if part.known.all() else np.where(part.known[found.user], found.user, -1),
+        micros=part.at.take(found.last) - began,
         events=np.diff(found.end, prepend=0),
         words=part.words[breakdown] if breakdown else (),
     )
@@ -122,17 +122,18 @@ def _ranked(found: _Sessions, limit: int) -> tuple[list[str], I64]:
 
 
 def _tallied(found: _Sessions, groups: int) -> _Tally:
-    known, long = found.user >= 0, found.micros > 0
-    users = distinct(found.user[known] * groups + found.group[known])
+    known, long = np.flatnonzero(found.user >= 0), np.flatnonzero(found.micros)
+    user = found.user.take(known)
+    users = distinct(user * groups + found.group.take(known))
     return _Tally(
         sessions=np.bincount(found.group, minlength=groups),
         users=np.bincount(users % groups, minlength=groups),
-        bounces=np.bincount(found.group[found.events == 1], minlength=groups),
+        bounces=np.bincount(found.group.take(np.flatnonzero(found.events == 1)), minlength=groups),
         events=np.bincount(found.group, found.events, groups).astype(np.int64),
         micros=np.bincount(found.group, found.micros, groups).astype(np.int64),
-        lengths=found.micros[long],
-        of=found.group[long],
-        people=len(distinct(users // groups)),
+        lengths=found.micros.take(long),
+        of=found.group.take(long),
+        people=len(distinct(user)),
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from analytics_user_behavior.columns import I64
-from analytics_user_behavior.days import F64
+from analytics_user_behavior.figures import F64
 from analytics_user_behavior.intervals import critical_z, newcombe, normal_p
 
 _Z95 = critical_z()

@@ -12,7 +12,7 @@ from analytics_core import Answer, Chart, EventReader, Insight, TimeRange, UserO
 from analytics_user_behavior.activity import active, fold
 from analytics_user_behavior.calendar import Periods, periods
 from analytics_user_behavior.columns import I64, Mask
-from analytics_user_behavior.days import ratio, shown
+from analytics_user_behavior.figures import ratio, shown
 
 _LEAST = 100
 """Visitors below which a distribution is not told."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from analytics_core import Answer, Chart, EventReader, UserOrder
 from analytics_user_behavior.counts import OTHER, Counted, added, counted, sums, top
-from analytics_user_behavior.days import ratio, shown
+from analytics_user_behavior.figures import ratio, shown
 from analytics_user_behavior.walks import Cut, walks
 
 ENTRY: Final = "(entry)"
@@ -59,10 +59,10 @@ def transitions(events: EventReader, cut: Cut, marks: Mapping[str, Any], limit: 
 
 
 def _steps(part: UserOrder, cut: Cut) -> _Steps:
-    found = walks(part, cut)
+    found = walks(part, cut).listed()
     size = len(part.names) + 1
     first, last = found.first(), found.end - 1
-    name, at = found.steps()
+    name, at = found.name, found.at
     kind = np.int32 if size * size < 1 << 31 else np.int64
     target = np.empty_like(name)
     target[:-1], target[last] = name[1:], size - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -30,16 +31,13 @@ class Cut(NamedTuple):
     end: bool = False
 
 
-class Walks(NamedTuple):
-    """``n`` events of walks, each of which has at least one. ``name`` and ``at`` (all,) are of these and others, and
-    ``place`` (n,) is where these stand in them, None for all as they are. ``end`` (walks,) is one past the last event
-    of each; ``user`` (walks,) the number of its visitor in the part, ascending."""
+class Listed(NamedTuple):
+    """The ``n`` events of walks, one walk after the other: ``name`` and ``at`` (n,), ``end`` (walks,) one past the last
+    of each."""
 
     name: npt.NDArray[np.int32]
     at: I64
-    place: I64 | None
     end: I64
-    user: I64
 
     def first(self) -> I64:
         """Where each walk begins, shape ``(walks,)``."""
@@ -49,14 +47,70 @@ class Walks(NamedTuple):
         """The walk of each event, shape ``(n,)``."""
         return np.repeat(np.arange(len(self.end)), np.diff(self.end, prepend=0))
 
-    def at_places(self, place: I64) -> tuple[npt.NDArray[np.int32], I64]:
-        """The name and the time of some of the events, shape of ``place``."""
-        origin = place if self.place is None else self.place.take(place)
-        return self.name.take(origin), self.at.take(origin)
 
-    def steps(self) -> tuple[npt.NDArray[np.int32], I64]:
-        """The name and the time of each event, shape ``(n,)``."""
-        return (self.name, self.at) if self.place is None else (self.name[self.place], self.at[self.place])
+class Kept:
+    """Which of ``n`` events are not left out. ``mask``: shape ``(n + 1,)``, the last is True."""
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = mask
+
+    @cached_property
+    def _resumes(self) -> I64:
+        """The kept ones that come after one left out."""
+        return np.flatnonzero(self.mask[1:] > self.mask[:-1]) + 1
+
+    @cached_property
+    def _pauses(self) -> I64:
+        """The kept ones that come before one left out."""
+        return np.flatnonzero(self.mask[1:] < self.mask[:-1])
+
+    def at_or_after(self, place: I64) -> I64:
+        """``place``, below ``n + 1``, moved in place on to the next that is kept."""
+        out = np.flatnonzero(~self.mask.take(place))
+        place[out] = self._resumes[np.searchsorted(self._resumes, place[out])]
+        return place
+
+    def at_or_before(self, place: I64) -> I64:
+        """``place``, at least -1, moved in place back to the last that is kept; -1 stays."""
+        out = np.flatnonzero(~self.mask.take(place))  # -1 means the last one, which is kept
+        place[out] = self._pauses[np.searchsorted(self._pauses, place[out]) - 1]
+        return place
+
+
+class Walks(NamedTuple):
+    """Stretches of events, of which some are left out. ``name`` and ``at`` (all,) are of these events and others; walk
+    i has those from ``begin[i]`` to before ``end[i]``, of the visitor number ``user[i]`` in the part, which ascends.
+    ``kept``, None for all, has the first of each walk."""
+
+    name: npt.NDArray[np.int32]
+    at: I64
+    begin: I64
+    end: I64
+    user: I64
+    kept: Kept | None = None
+
+    def after(self, place: I64) -> I64:
+        """Where the next event after each place is, shape of ``place``; not before the walk's end if there is none."""
+        return place + 1 if self.kept is None else self.kept.at_or_after(place + 1)
+
+    def before(self, place: I64) -> I64:
+        """Where the last event before each place is, shape of ``place``; before the walk's begin if there is none."""
+        return place - 1 if self.kept is None else self.kept.at_or_before(place - 1)
+
+    def listed(self) -> Listed:
+        lengths = self.end - self.begin
+        whole = int(lengths.sum()) == len(self.name)
+        if whole and self.kept is None:
+            return Listed(self.name, self.at, self.end)
+        if self.kept is None:
+            place, end = spans(self.begin, lengths), np.cumsum(lengths)
+        else:
+            place = np.flatnonzero(self.kept.mask[:-1]) if whole else spans(self.begin, lengths)
+            place = place if whole else place[self.kept.mask[place]]
+            begins = np.zeros(len(self.name), np.bool_)
+            begins[self.begin] = True
+            end = np.append(np.flatnonzero(begins[place])[1:], np.full(min(len(place), 1), len(place)))
+        return Listed(self.name[place], self.at[place], end)
 
 
 def cut_by(given: Mapping[str, Any], gap_minutes: int) -> tuple[Cut, dict[str, Any]]:
@@ -76,31 +130,24 @@ def walks(part: UserOrder, cut: Cut) -> Walks:
         name, at, end, user = order.column(part.name), order.column(part.at), order.end, order.user
         marks = {mark: order.column(holds) for mark, holds in part.marks.items()}
         chosen = np.ones(len(user), np.bool_)
-    begin, last = np.append(0, end[:-1]), end - 1
+    begin = np.append(np.zeros(min(len(end), 1), np.int64), end[:-1])
     if cut.start:
         begin = marked_places(end, marks[START])
         chosen = chosen & (begin >= 0)
     if cut.end:
-        last = marked_places(end, marks[END], last=True)
-        chosen = chosen & (last >= begin)
-    place = None
-    if cut.start or cut.end or not chosen.all():
-        begin, user = begin[chosen], user[chosen]
-        lengths = last[chosen] - begin + 1
-        place, end = spans(begin, lengths), np.cumsum(lengths)
-    found = Walks(name, at, place, end, user)
-    return _collapsed(found) if cut.collapse else found
+        end = marked_places(end, marks[END], last=True) + 1
+        chosen = chosen & (end > begin)
+    if not chosen.all():
+        begin, end, user = begin[chosen], end[chosen], user[chosen]
+    return Walks(name, at, begin, end, user, _collapsed(name, begin) if cut.collapse else None)
 
 
-def _collapsed(found: Walks) -> Walks:
-    name = found.name if found.place is None else found.name[found.place]
-    kept, begins = np.empty(len(name), np.bool_), np.zeros(len(name), np.bool_)
-    begins[found.first()] = True
-    np.not_equal(name[1:], name[:-1], out=kept[1:])
-    np.logical_or(kept, begins, out=kept)
-    place = np.flatnonzero(kept)
-    end = np.append(np.flatnonzero(begins[place])[1:], np.full(min(len(name), 1), len(place)))
-    return found._replace(place=place if found.place is None else found.place[place], end=end)
+def _collapsed(name: npt.NDArray[np.int32], begin: I64) -> Kept:
+    """What follows its like in a walk is left out."""
+    kept = np.ones(len(name) + 1, np.bool_)
+    np.not_equal(name[1:], name[:-1], out=kept[1:-1])
+    kept[begin] = True
+    return Kept(kept)
 
 
 def marked_places(end: I64, mark: Mask, *, last: bool = False) -> I64:

@@ -216,7 +216,7 @@ def expected(rows: Sequence[Row], asked: Mapping[str, Any], minutes: int) -> lis
             ):
                 for q in (50, 90):
                     told = float(np.quantile(seconds, q / 100)) if seconds and k > 1 else None
-                    row[f"p{q}_from_{name}"] = pytest.approx(told) if told is not None else None
+                    row[f"p{q}_seconds_from_{name}"] = pytest.approx(told) if told is not None else None
             table.append(row)
     return table
 
@@ -321,8 +321,8 @@ def test_a_funnel_by_hand() -> None:
     assert [row["conversion_from_start"] for row in table] == pytest.approx([1, 2 / 3, 1 / 3])
     assert [row["conversion_from_previous"] for row in table] == pytest.approx([1, 2 / 3, 1 / 2])
     assert [(row["dropped"], row["open"]) for row in table] == [(0, 1), (0, 1), (0, 0)]  # it is 00:04
-    assert [row["p50_from_start"] for row in table] == [None, 120, 180]
-    assert [row["p90_from_previous"] for row in table] == [None, 120, 60]
+    assert [row["p50_seconds_from_start"] for row in table] == [None, 120, 180]
+    assert [row["p90_seconds_from_previous"] for row in table] == [None, 120, 60]
     assert answer.chart is not None
     assert answer.chart.kind == "funnel"
 
@@ -352,7 +352,7 @@ def test_strict_times_are_from_the_first_of_repeated_steps() -> None:
     steps = [{"event": name} for name in "ABC"]
     for order, seconds in (("ordered", 60), ("strict", 120)):
         table = asking(one("ABBC"), steps=steps, order=order).table
-        assert table["p50_from_previous"].to_pylist() == [None, 60, seconds]
+        assert table["p50_seconds_from_previous"].to_pylist() == [None, 60, seconds]
 
 
 def test_a_later_begin_rescues_a_chain_that_would_be_too_long() -> None:
@@ -548,7 +548,7 @@ def test_the_slowest_step_is_told_when_it_is_far_slower() -> None:
     answer = asking(crowd({"ABC": 30}, {"B": 100}), steps=STEPS)
     assert [insight.key for insight in answer.insights] == ["slowest-step"]
     found = answer.insights[0].data
-    assert (found["from"], found["to"], found["p50_from_previous"]) == ("B", "C", 100)
+    assert (found["from"], found["to"], found["p50_seconds_from_previous"]) == ("B", "C", 100)
     assert asking(crowd({"ABC": 30}, {"B": 1.2}), steps=STEPS).insights == []
 
 
