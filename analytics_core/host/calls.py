@@ -57,7 +57,7 @@ class Calls:
         :raises NotFoundError: for an unknown analysis.
         :raises ParameterError: when the plugin or the reader refuses a parameter, which is no failure of the plugin.
         :raises BudgetError, BuildingError: when the question is too large, or comes too early: no failure either.
-        :raises PluginUnavailableError: while it is not running; `PluginStartingError` while the plugin is on its way up.
+        :raises PluginUnavailableError: while it is not running; `PluginStartingError` while it is on its way up.
         :raises HookFailedError: when it fails; `HookTimeoutError` when it takes too long.
         """
         analyses = self.analyses()

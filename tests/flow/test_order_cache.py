@@ -21,7 +21,7 @@ from analytics_core.errors import BuildingError, QueryError, StoppingError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
 from analytics_core.lake import RetentionPolicy, value_column
 from analytics_core.lake.delta import DeltaStore
-from analytics_core.lake.order_files import OrderFiles
+from analytics_core.lake.order_files import FORMAT, OrderFiles
 from analytics_core.lake.user_order import EMPTY, Run, visitor_keys
 from analytics_core.log.segments import SegmentLog
 from analytics_core.queries import order_cache, tenant_order, user_order
@@ -223,7 +223,7 @@ def test_files_that_cannot_be_used_are_made_anew(house: House, harm: str) -> Non
         case "garbled":
             listing.write_text("{")
         case "format":
-            listing.write_text(listing.read_text().replace('"format":1', '"format":0'))
+            listing.write_text(listing.read_text().replace(f'"format":{FORMAT}', '"format":0'))
     house.history = house.opened()
     assert house.check() == events
 
@@ -280,6 +280,7 @@ def test_a_question_waits_for_no_other_tenants_events(house: House, monkeypatch:
         waiting.start()
         assert held.reached.wait(10)
         assert house.check("another") == 5
+        assert waiting.is_alive()
         held.go_on.set()
         waiting.join()
 
@@ -293,6 +294,7 @@ def test_a_question_waits_for_no_other_field(house: House, monkeypatch: pytest.M
         waiting.start()
         assert held.reached.wait(10)
         assert other.in_user_order(len, values=["properties.plan"])
+        assert waiting.is_alive()
         held.go_on.set()
         waiting.join()
 
@@ -307,7 +309,7 @@ class Held:
         def slow(reader: Reader, *asked: Any) -> Iterator[pa.RecordBatch]:
             if reader.tenant == tenant:
                 self.reached.set()
-                self.go_on.wait(30)
+                assert self.go_on.wait(10)
             yield from stream(reader, *asked)
 
         monkeypatch.setattr(Reader, "stream", slow)
@@ -408,15 +410,14 @@ def test_people_who_are_joined_while_files_are_written_stay_joined(
         stored = write(files, *given)
         if threading.current_thread().name.startswith("user-order-cache") and not joined.is_set():
             joined.set()
-            house.post([{"event": "identify", "user_id": "u", "anonymous_id": "a1"}])
-            asking = threading.Thread(target=house.check)
-            asking.start()
-            asking.join(10)
+            house.post([{"event": "identify", "user_id": "u", "anonymous_id": "a6"}])
+            with house.history.reader("default") as reader:
+                reader.in_user_order(len)
         return stored
 
     joined = threading.Event()
     house.check()
-    house.post([{"event": "identify", "user_id": "u", "anonymous_id": "a0"}])
+    house.post([{"event": "identify", "user_id": "u", "anonymous_id": "a5"}])
     monkeypatch.setattr(OrderFiles, "write", meanwhile)
     house.post(some(random.Random(1), 60))
     house.check()

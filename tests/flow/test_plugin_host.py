@@ -11,6 +11,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 
+from analytics_core import testing
 from analytics_core.config import Plugins
 from analytics_core.errors import (
     HookFailedError,
@@ -28,7 +29,6 @@ from analytics_core.manifest import Deployment, PluginSettingsManifest
 from analytics_core.queries import tenant_order
 from analytics_core.queries.history import History
 from analytics_core.records import Outcome, Question, Request, TimeRange
-from analytics_core.testing import batch
 from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, rows, until, until_state, view
 
 ISOLATIONS = ("thread", "process")
@@ -341,7 +341,9 @@ def test_in_a_process_the_user_order_is_that_of_the_cache(house: House, monkeypa
     history = History(house.log, lake, cache=house.data / "cache")
 
     def post(*users: str) -> None:
-        made = batch([{"event": "x", "event_id": user, "user_id": user, "timestamp": T0} for user in users], "a")
+        made = testing.batch(
+            [{"event": "x", "event_id": user, "user_id": user, "timestamp": T0} for user in users], "a"
+        )
         columns = made.record_batch.columns[2:]
         house.log.append([pa.RecordBatch.from_arrays(columns, schema=UNPLACED_SCHEMA)], T0)
 
