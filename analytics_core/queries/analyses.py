@@ -134,8 +134,8 @@ class Analyses:
         ``timezone`` is meant where the parameters name none. ``watermark`` is the log's clock at the snapshot that was
         read, ``data_as_of`` the time up to which it says something: the earlier of that and the range's end.
         ``quality`` is of all events of the range: how many, how many of them ``late`` (received over an hour after they
-        happened), the share that bots sent; and how many ``duplicates`` were dropped in its hours. ``notes`` name events
-        and properties that were asked for and do not exist.
+        happened), the share that bots sent, and how many ``duplicates`` were dropped in its hours. ``notes`` name
+        events and properties that were asked for and do not exist.
 
         :raises NotFoundError: for an unknown analysis; :raises ParameterError: for a parameter that does not fit.
         :raises PluginError: when the plugin does not answer; :raises QueryError: over budget.
