@@ -14,12 +14,12 @@ _COMMANDS: Final = {
     "serve": ("serve", "The server alone, until Ctrl-C."),
     "demo": ("demo", "The server with a simulated shop as traffic, shown as a live table."),
     "import": ("importing", "Bring the events of FILE into a running server."),
-    "export": ("exporting", "Write all events of a range to a file: NDJSON, CSV, Parquet or Arrow."),
+    "export": ("exporting", "Write the events of a running server to FILE, oldest first."),
     "ask": ("ask", "Ask the running server an analysis, or list what can be asked."),
     "cohorts": ("cohorts", "The cohorts that the manifests declare, and how many people are in each."),
     "insights": ("insights", "What stands out in a time range, the gravest first."),
     "plugins": ("plugins", "What is installed, and how it does."),
-    "users": ("users", "What is stored about single users: erase it, export it."),
+    "users": ("users", "What is known of single users: who is who, erase it, export it."),
     "schemas": ("schemas", "Write the JSON Schemas of all manifest kinds to FOLDER."),
 }
 

@@ -57,7 +57,7 @@ def command(
     as_json: bool,
     server: Server,
 ) -> None:
-    """Ask the running server the analysis NAME; without NAME, list what can be asked.
+    """Ask the running server an analysis, or list what can be asked.
 
     On a terminal the answer is drawn: bars beside a funnel, a line for what goes over time, a shaded triangle for
     cohorts. Elsewhere it is a plain table.

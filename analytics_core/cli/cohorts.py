@@ -29,8 +29,10 @@ _NUMBERS: Final[dict[str, Callable[[float | None], str]]] = {"people": number, "
 @click.option("--timezone", metavar="ZONE", help="IANA name of the zone of dates; else the tenant's.")
 @asking_options("The server's answer, as JSON.")
 def command(name: str | None, since: str | None, timezone: str | None, as_json: bool, server: Server) -> None:
-    """The cohorts that the manifests declare: how many people are in each now, how many of these were active, and
-    which share that is of all who were. With NAME one of them, and how it is defined.
+    """The cohorts that the manifests declare, and how many people are in each.
+
+    Beside that stand how many of these were active, and which share that is of all who were. With NAME it is one of
+    them, and how it is defined.
 
     The exit code is 2 when no cohort has this name.
 

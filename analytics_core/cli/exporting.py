@@ -55,9 +55,10 @@ _STDOUT: Final = "-"
 @click.option("--fields", metavar="a,b,c", help="Only these fields, as event,timestamp,properties.plan.")
 @asking_options()
 def command(output: str, format_: str | None, server: Server, **told: Any) -> None:
-    """Write events of the running server to FILE, oldest first, as one snapshot.
+    """Write the events of a running server to FILE, oldest first.
 
-    FILE appears when it is whole, and replaces one of that name; what is not whole is deleted.
+    They are those of one snapshot. FILE appears when it is whole, and replaces one of that name; what is not whole is
+    deleted.
     """
     file = None if output == _STDOUT else Path(output)
     format_ = format_ or _by_suffix(file)

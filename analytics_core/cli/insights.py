@@ -34,7 +34,9 @@ def command(
     as_json: bool,
     server: Server,
 ) -> None:
-    """What the analyses that plugins mark for insights found in a time range, the gravest first.
+    """What stands out in a time range, the gravest first.
+
+    It asks the analyses that plugins mark for insights.
 
     \b
       analytics insights --since 28d

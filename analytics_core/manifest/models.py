@@ -67,7 +67,7 @@ class AnalysisManifest(Struct, frozen=True, forbid_unknown_fields=True):
     def problems(self) -> Problems:
         if problem := schema_problem(self.parameters):
             yield ("parameters", *problem[0]), problem[1]
-        elif self.asked_with is not None:
+        elif self.asked_with or (self.asked_with is not None and self.parameters.get("required")):
             for key, text in fit_schema(self.parameters, self.asked_with)[1]:
                 yield ("insights",), f"cannot be asked so: {f'{key}: ' if key else ''}{text}"
 

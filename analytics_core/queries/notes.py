@@ -14,7 +14,7 @@ from analytics_core.queries.projection import Bound
 Ask = Callable[[str, Mapping[str, Any]], pa.Table]
 LOOKED_AT: Final = 20_000
 """Events in whose JSON a key is looked for."""
-_SHOWN_NAMES: Final = 12
+_SHOWN_NAMES: Final = 20
 _NAME: Final = Field("name")
 
 
@@ -57,7 +57,5 @@ def _keys(ask: Ask, field: Field, view: str) -> list[str]:
 
 
 def _near(word: str, known: Sequence[str]) -> str:
-    if not known:
-        return "; there are none at all"
     hint = near(word, known)
     return hint if "did you mean" in hint or len(known) <= _SHOWN_NAMES else near(word, known[:_SHOWN_NAMES]) + ", ..."

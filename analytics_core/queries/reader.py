@@ -43,6 +43,7 @@ from analytics_core.records import Json, Series, Step, TimeRange, UserOrder
 _WAITING: Final = 0.6
 _LEAST: Final = 20
 """This part of its patience is left to whoever has waited long: what others are at just now is not to refuse it."""
+_AGAIN_SECONDS: Final = 0.02
 _STREAMED: Final = 1 << 17
 
 
@@ -356,13 +357,15 @@ class Reader:
 
     def close(self) -> None:
         """End what runs, wait for that, and release the snapshot. May be called twice, from any thread."""
-        if not self._closing:
-            self._closing = True
-            self._interrupt()
-        with self._lock:
+        self._closing = True
+        while not self._lock.acquire(timeout=_AGAIN_SECONDS):
+            self._interrupt()  # again and again: one that comes just before a query begins has no effect on it
+        try:
             if self._database is not None:
                 self._database.close()
             self._resources.close()
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> Reader:
         return self

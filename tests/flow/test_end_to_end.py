@@ -248,7 +248,7 @@ def test_bodies_that_cannot_be_read_store_nothing(server: ServerHouse) -> None:
         assert detail in problem(refused, status)["detail"], name
     assert server.query(limit=1)["data"] == before
     assert problem(server.ask("POST", "/api/v1/event", {}), 404)["detail"].endswith("did you mean '/api/v1/events'?")
-    assert problem(server.ask("GET", EVENTS), 405)["detail"] == "/api/v1/events takes POST, not GET"
+    assert problem(server.ask("DELETE", EVENTS), 405)["detail"].startswith("/api/v1/events takes ")
 
 
 def test_a_request_that_is_sent_again_changes_nothing(server: ServerHouse) -> None:

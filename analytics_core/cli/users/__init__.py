@@ -20,4 +20,4 @@ _COMMANDS: Final = {
 
 @click.group("users", cls=LazyGroup, package=__name__, modules=_COMMANDS)
 def command() -> None:
-    """What is stored about single users."""
+    """What is known of single users: who is who, erase it, export it."""
