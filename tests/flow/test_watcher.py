@@ -198,8 +198,12 @@ def test_twenty_saves_in_a_second_give_few_calls(house: House, polling: bool) ->
         for number in range(20):
             house.plugin.write_text(f"a = {number}\n", "utf-8")
             pause.wait(0.05)
-        assert house.told() == {"sources"}
-        house.only_told("manifests") if house.calls.empty() else house.told()
+        calls = [house.told()]
+        (house.manifests / "end.yaml").write_text("1", "utf-8")
+        while "manifests" not in calls[-1]:
+            calls.append(house.told())
+        assert calls[0] == {"sources"}
+        assert len(calls) <= 4
         assert house.calls.qsize() <= 1
 
 
