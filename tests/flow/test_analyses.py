@@ -41,6 +41,7 @@ class Host:
         self.asked = 0
         self.go_on = asyncio.Event()
         self.go_on.set()
+        self.began = asyncio.Event()
 
     def analyses(self) -> dict[str, AnalysisSpec]:
         return {"funnel": AnalysisSpec(name="funnel", plugin="web", title="Funnel", schema=SCHEMA)}
@@ -51,6 +52,7 @@ class Host:
     async def insight(self, question: Question, reader: Any) -> Answer:
         self.question, self.reader = question, reader
         self.asked += 1
+        self.began.set()
         await self.go_on.wait()
         table = reader.sql(
             "SELECT name, count(*) AS n, sum(seq) AS s, max(timestamp) AS last FROM events GROUP BY name"
@@ -277,10 +279,9 @@ def test_who_asks_the_same_at_a_time_gets_one_answer(asked: tuple[Host, Analyses
     host, analyses = asked
 
     async def together() -> list[Any]:
-        host.go_on = asyncio.Event()
+        host.go_on, host.began = asyncio.Event(), asyncio.Event()
         waiting = [asyncio.ensure_future(analyses.ask("funnel", {}, "default")) for _ in range(5)]
-        while not host.asked:
-            await asyncio.sleep(0.001)
+        await host.began.wait()
         waiting[0].cancel()
         host.go_on.set()
         return await asyncio.gather(*waiting, return_exceptions=True)
