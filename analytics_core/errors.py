@@ -53,6 +53,7 @@ class ManifestError(AnalyticsError):
     def __init__(self, where: Path | str, path: str, problem: str) -> None:
         self.where = str(where)
         self.path = path
+        self.problem = problem
         super().__init__(f"{where}: {path + ': ' if path else ''}{problem}")
 
 
@@ -221,10 +222,8 @@ class BuildingError(QueryError):
     title = "Not ready yet"
     retry_after = 5
 
-    def __init__(self, tenant: str, read: int) -> None:
-        super().__init__(
-            f"the events of tenant {tenant!r} are being put in user order, {read:,} are; ask again in a moment"
-        )
+    def __init__(self, state: str) -> None:
+        super().__init__(f"{state}; ask again in a moment")
 
 
 # --- capacity --------------------------------------------------------------------------------------------------------
@@ -364,6 +363,13 @@ class PluginStartingError(PluginUnavailableError):
 
     def __init__(self, plugin: str, doing: str) -> None:
         super().__init__(plugin, f"{doing}; ask again in a moment")
+
+
+class PluginRunsError(PluginError):
+    """What is asked for would be taken from under a running plugin; nothing has changed."""
+
+    status = 409
+    title = "Plugin runs"
 
 
 class ReplayError(PluginError):

@@ -12,7 +12,14 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 import pyarrow as pa
 
-from analytics_core.errors import HookFailedError, NotFoundError, ParameterError, PluginError, StoppingError
+from analytics_core.errors import (
+    BudgetError,
+    HookFailedError,
+    NotFoundError,
+    ParameterError,
+    PluginError,
+    StoppingError,
+)
 from analytics_core.manifest import fit_schema
 from analytics_core.metrics.filters import Filter
 from analytics_core.queries.cache import AnswerCache, Made
@@ -233,7 +240,7 @@ def _text(value: Any, parameter: str) -> str:
     return value
 
 
-def _rows(table: Any, spec: Spec) -> tuple[list[str], list[dict[str, Any]]]:
+def _rows(table: Any) -> tuple[list[str], list[dict[str, Any]]]:
     """Column names and JSON-ready rows of what the plugin gave: an Arrow table or a list of row dicts."""
     if isinstance(table, pa.Table):
         if len(table) <= MAX_ROWS:
@@ -244,7 +251,10 @@ def _rows(table: Any, spec: Spec) -> tuple[list[str], list[dict[str, Any]]]:
         if len(listed) <= MAX_ROWS:
             return list(dict.fromkeys(key for row in listed for key in row)), [jsonable(dict(row)) for row in listed]
         size = len(listed)
-    raise HookFailedError(spec.plugin, "insight", f"{spec.name!r} gave {size} rows; at most {MAX_ROWS} can be answered")
+    raise BudgetError(
+        f"the answer has {size:,} rows, and at most {MAX_ROWS:,} can be given; narrow the time range, or ask for fewer "
+        "values or longer periods"
+    )
 
 
 def _shown(asked: Asked, answer: Answer, reader: Reader) -> dict[str, Any]:
@@ -253,7 +263,7 @@ def _shown(asked: Asked, answer: Answer, reader: Reader) -> dict[str, Any]:
     :raises HookFailedError: for what has no form in JSON.
     """
     try:
-        columns, rows = _rows(answer.table, asked.spec)
+        columns, rows = _rows(answer.table)
         findings = _findings(answer)
     except (TypeError, ValueError, RecursionError) as error:
         raise HookFailedError(

@@ -17,6 +17,7 @@ from analytics_core.queries.cache import AnswerCache, Made
 from analytics_core.queries.cohorts import Cohort, read_cohort
 from analytics_core.queries.declarations import Declared
 from analytics_core.queries.history import History
+from analytics_core.queries.notes import unknown_names, unknown_path
 from analytics_core.queries.ranges import time_range, whole_minute
 from analytics_core.queries.reader import Reader
 from analytics_core.records import TimeRange
@@ -39,7 +40,8 @@ class Asked(NamedTuple):
 
 
 class CohortSizes:
-    """Answers hold ``timeRange``, ``timezone``, ``data_as_of`` and ``watermark``, and of each cohort: ``people``, who
+    """Answers hold ``timeRange``, ``timezone``, ``data_as_of`` and ``watermark``, ``notes`` that name events and
+    properties which the cohorts ask for and nobody has sent, and of each cohort: ``people``, who
     are in it at the end of the range; ``active``, how many of these have an event in the range; and ``share``, their
     share of all people who have one, None when nobody has.
 
@@ -92,25 +94,37 @@ class CohortSizes:
             "timezone": asked.timezone,
             "data_as_of": min(watermark, span.end).isoformat() if watermark else None,
             "watermark": watermark.isoformat() if watermark else None,
+            "notes": found["notes"],
         }
         return found["sizes"], beside
 
     async def _counted(self, tenant: str, span: TimeRange, cohorts: Sequence[Cohort]) -> Made:
         async with self._turn:
-            return Made({"sizes": await asyncio.to_thread(self._count, tenant, span, cohorts)}, lasting=True)
+            return Made(await asyncio.to_thread(self._count, tenant, span, cohorts), lasting=True)
 
-    def _count(self, tenant: str, span: TimeRange, cohorts: Sequence[Cohort]) -> list[dict[str, Any]]:
+    def _count(self, tenant: str, span: TimeRange, cohorts: Sequence[Cohort]) -> dict[str, Any]:
         if not cohorts:
-            return []
+            return {"sizes": [], "notes": []}
         with self._history.reader(tenant, span) as reader:
             seen = _seen(reader)
-            return [_size(reader.visitors.members(cohort), seen) for cohort in cohorts]
+            sizes = [_size(reader.visitors.members(cohort), seen) for cohort in cohorts]
+            return {"sizes": sizes, "notes": _notes(reader, cohorts)}
 
 
 def _seen(reader: Reader) -> U64:
     """The keys of the people with an event in the range."""
     parts = reader.in_user_order(lambda part: part.key[part.known])
     return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+
+def _notes(reader: Reader, cohorts: Sequence[Cohort]) -> list[str]:
+    """A sentence for each event and property that is asked for and that nobody has sent."""
+    filters = [filter_ for cohort in cohorts for filter_ in cohort.filters]
+    view, ever = reader.visitors.view, reader.snapshot.ever
+    columns = {field: view.columns(field) for field in dict.fromkeys(f.field for f in filters) if field.path}
+    empty = [field for field, column in columns.items() if column is None or not column.words]
+    said = list(unknown_names(filters, view.names))
+    return said + [note for field in empty for note in unknown_path(ever, field, "ever")]
 
 
 def _size(members: U64, seen: U64) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from analytics_core.errors import ParameterError, near
+from analytics_core.errors import ManifestError, ParameterError, near
 from analytics_core.lake.user_order import I64, U64, Mask
-from analytics_core.manifest import CohortCondition, CohortManifest, Deployment
+from analytics_core.manifest import CohortCondition, CohortManifest, Deployment, Source, fit
+from analytics_core.manifest.source import dotted
 from analytics_core.metrics.filters import Filter
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.ranges import span
@@ -21,6 +22,7 @@ Fold = Callable[[Callable[[UserOrder], U64], Mapping[str, tuple[Filter, ...]]], 
 """Gives each part of all the tenant's visitors, with these marks, to a step."""
 
 _HAS: Final = "exists"
+_REQUEST: Final = Source("")
 
 
 class Condition(Struct, frozen=True):
@@ -36,6 +38,11 @@ class Cohort(Struct, frozen=True):
     """The people for whom every condition holds."""
 
     conditions: tuple[Condition, ...]
+
+    @property
+    def filters(self) -> list[Filter]:
+        """Those of all conditions."""
+        return [filter_ for condition in self.conditions for filter_ in condition.filters]
 
 
 def declared_cohorts(deployment: Deployment) -> dict[str, Cohort]:
@@ -59,13 +66,20 @@ def read_cohort(given: Any, known: Mapping[str, Cohort], parameter: str = "cohor
             hint = near(given, known) if known else "; no manifest of kind cohort declares any"
             raise ParameterError(parameter, f"no cohort is named {given[:64]!r}{hint}")
         return known[given]
+    if not isinstance(given, dict):
+        raise ParameterError(parameter, f'{_shown(given)} is no cohort; valid are a name and {{"all": [conditions]}}')
     try:
-        manifest = msgspec.convert({"name": "asked", **given} if isinstance(given, dict) else given, CohortManifest)
-    except msgspec.ValidationError as error:
-        raise ParameterError(parameter, f'{error}; valid are a name and {{"all": [conditions]}}') from None
+        manifest = fit(CohortManifest, {"name": "asked", **given}, _REQUEST)
+    except ManifestError as error:
+        where = f"{parameter}.{error.path}" if error.path else parameter
+        raise ParameterError(where, error.problem.removesuffix(" (line 1)")) from None
     for key, problem in manifest.problems():
-        raise ParameterError(".".join(map(str, (parameter, *key))), problem)
+        raise ParameterError(f"{parameter}.{dotted(key)}", problem)
     return _cohort(manifest.all, f"{parameter}.all")
+
+
+def _shown(given: Any) -> str:
+    return str(msgspec.json.encode(given, enc_hook=str)[:64], errors="replace")
 
 
 def _cohort(conditions: tuple[CohortCondition, ...], parameter: str) -> Cohort:

@@ -23,7 +23,7 @@ from analytics_core.metrics.filters import Field
 from analytics_core.queries.aggregates import Aggregate, aggregates
 from analytics_core.queries.grid import MAX_SERIES, Grid
 from analytics_core.queries.labels import Labels
-from analytics_core.queries.marks import Test, Tests, shown
+from analytics_core.queries.marks import Test, Tests, texts
 from analytics_core.queries.reader import Reader
 from analytics_core.queries.user_order import Events, Step, View
 
@@ -62,7 +62,7 @@ class Columnar:
     @classmethod
     def of(cls, reader: Reader, spans: Buckets) -> Columnar | None:
         """None when there are no columns at hand, or they do not tell which events are meant."""
-        if reader.to_spec().cohort is not None:
+        if reader.snapshot.spec.cohort is not None:
             return None
         with suppress(BuildingError):  # SQL need not wait
             view = reader.at_hand()
@@ -96,7 +96,7 @@ class Columnar:
         return self._plans[definition]
 
     def _planned(self, definition: Definition) -> _Plan | None:
-        tests = self._tests.of([*definition.filters, *self._reader.to_spec().filters])
+        tests = self._tests.of([*definition.filters, *self._reader.snapshot.spec.filters])
         if tests is None or definition.value is None:
             people = self._people if definition.aggregate == "unique" else None
             return None if tests is None else _Plan(definition, tests, people)
@@ -108,7 +108,7 @@ class Columnar:
             return column.at(events.place[chosen])
 
         if definition.aggregate == "unique":
-            text = _texts(column)
+            text = texts(column)[0] + 1
             return _Plan(definition, tests, lambda events, chosen: text[codes(events, chosen)])
         return _Plan(definition, tests, codes, None if definition.aggregate == "count" else column.numbers())
 
@@ -183,8 +183,8 @@ class Columnar:
         return parts[0]
 
     def _scan(self, step: Callable[[Iterator[Events]], Step], size: int) -> list[Step]:
-        threads = 1 if size > _LARGE else self._reader.to_spec().limits.threads
-        return self._view.scan(step, threads, self._reader.budget())
+        threads = 1 if size > _LARGE else self._reader.snapshot.limits.threads
+        return self._view.scan(step, threads, self._reader.snapshot.budget())
 
     def _inside(self, events: Events, chosen: Chosen) -> tuple[Chosen, I64]:
         """Those of ``chosen`` that are in the range, and when they were."""
@@ -215,12 +215,6 @@ def _narrowed(chosen: Chosen, kept: Mask) -> Chosen:
     if kept.all():
         return chosen
     return np.flatnonzero(kept) if isinstance(chosen, slice) else chosen[kept]
-
-
-def _texts(column: ValueColumn) -> I64:
-    """The number of the text of each code, from 1, shape ``(words + 1,)``; 0 for none. ``5`` and ``"5"`` have one."""
-    numbers: dict[str, int] = {}
-    return np.array([0, *(numbers.setdefault(shown(word), len(numbers) + 1) for word in tuple(column.words))])
 
 
 def _any_of(several: Sequence[Chosen], count: int) -> Chosen:

@@ -15,7 +15,7 @@ from analytics_core.queries.user_order import View, Whole, Words, run_of, view_o
 
 
 class Rows(Whole, Protocol):
-    """`queries.reader.Reader`, as far as it is needed."""
+    """`queries.snapshot.Snapshot`, as far as it is needed."""
 
     @property
     def rows(self) -> int: ...

@@ -26,9 +26,10 @@ from analytics_core.queries.order_cache import OrderCache
 from analytics_core.queries.pages import read_page
 from analytics_core.queries.projection import Shown
 from analytics_core.queries.ranges import ALL_TIME as ALL_TIME
-from analytics_core.queries.reader import Limits, MetricSource, Reader, ReaderSpec
+from analytics_core.queries.reader import MetricSource, Order, Reader, Sorted
+from analytics_core.queries.snapshot import Snapshot
+from analytics_core.queries.spec import Limits, SnapshotSpec
 from analytics_core.queries.tail import TailCache, read_tail
-from analytics_core.queries.user_order import view_of
 from analytics_core.records import TimeRange
 
 MAX_NAMES: Final = 10_000
@@ -72,9 +73,10 @@ class History:
         self._erased = erased
         self._limits = limits
         self._tails = TailCache(log)
-        self._order = None if cache is None else OrderCache(cache, self.reader)
-        self.identities = Identities(self.reader, lambda tenant: self.changed(tenant)[:3])
-        self._readers: WeakSet[Reader] = WeakSet()
+        self._cache = None if cache is None else OrderCache(cache, self.snapshot)
+        self._order: Order = self._cache or Sorted()
+        self.identities = Identities(self.snapshot, lambda tenant: self.changed(tenant)[:3])
+        self._snapshots: WeakSet[Snapshot] = WeakSet()
         self._lock = threading.Lock()
         self._stopping = False
         self._exports = threading.BoundedSemaphore(MAX_EXPORTS)
@@ -90,31 +92,39 @@ class History:
             if self._stopping:
                 return
             self._stopping = True
-        if self._order is not None:
-            self._order.stop()
+        if self._cache is not None:
+            self._cache.stop()
         threading.Thread(target=self._interrupt_all, name="history:interrupt", daemon=True).start()
 
     def close(self) -> None:
         """Write the cache and end. No question may be asked afterwards."""
         self.interrupt()
-        if self._order is not None:
-            self._order.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def forget(self, tenant: str) -> None:
         """Drop what is cached of a tenant. Its next question reads all anew."""
         self._tails.forget()
         self.identities.forget(tenant)
-        if self._order is not None:
-            self._order.drop(tenant)
+        if self._cache is not None:
+            self._cache.drop(tenant)
+
+    def earlier(self, tenant: str, position: int) -> int:
+        """How many snapshots of a tenant are open that were taken before the log came beyond ``position``: what they
+        hold may yet be cached."""
+        return sum(
+            snapshot.tenant == tenant and snapshot.spec.durable <= position and not snapshot.closed
+            for snapshot in self._opened()
+        )
 
     def _interrupt_all(self) -> None:
         """Until none runs: an interrupt that comes just before a query begins has no effect on it."""
-        while sum(reader.interrupt() for reader in self._opened()):
+        while sum(snapshot.interrupt() for snapshot in self._opened()):
             time.sleep(_AGAIN_SECONDS)
 
-    def _opened(self) -> list[Reader]:
+    def _opened(self) -> list[Snapshot]:
         with self._lock:
-            return list(self._readers)
+            return list(self._snapshots)
 
     def reader(
         self,
@@ -133,22 +143,23 @@ class History:
         :raises QueryError: when the log is trimmed faster than a snapshot can be taken.
         :raises StoppingError: when the host stops.
         """
-        asked = ReaderSpec(
-            tenant=tenant,
-            range=range,
-            filters=tuple(filters),
-            cohort=cohort,
-            limits=replace(self._limits, seconds=seconds or self._limits.seconds),
-            metrics=metrics,
-        )
-        for _ in _range(_ATTEMPTS):
+        limits = replace(self._limits, seconds=seconds or self._limits.seconds)
+        asked = SnapshotSpec(tenant=tenant, range=range, filters=tuple(filters), cohort=cohort, limits=limits)
+        return Reader(self._taken(asked), self._order, metrics)
+
+    def snapshot(self, tenant: str) -> Snapshot:
+        """All events of a tenant now. Raises as `reader`."""
+        return self._taken(SnapshotSpec(tenant=tenant, range=ALL_TIME, limits=self._limits))
+
+    def _taken(self, asked: SnapshotSpec) -> Snapshot:
+        for _ in range(_ATTEMPTS):
             try:
-                return self._snapshot(asked)
+                return self._leased(asked)
             except TrimmedError as error:  # a commit and a trim came between lease and read: lease the newer version
                 last = error
         raise QueryError(f"no snapshot after {_ATTEMPTS} attempts: {last}")
 
-    def _snapshot(self, asked: ReaderSpec) -> Reader:
+    def _leased(self, asked: SnapshotSpec) -> Snapshot:
         if self._stopping:
             raise StoppingError
         tenant = asked.tenant
@@ -168,19 +179,13 @@ class History:
                 log_directory=self._directory,
                 erased=erased,
             )
-            if self._order is None:
-                reader = Reader(spec, tail, stack.pop_all(), view_of, self.identities.at)
-            else:
-                order = self._order
-                reader = Reader(
-                    spec, tail, stack.pop_all(), order.view, self.identities.at, order.at_hand, order.handed
-                )
+            snapshot = Snapshot(spec, tail, stack.pop_all(), self.identities.at)
         with self._lock:
-            self._readers.add(reader)
+            self._snapshots.add(snapshot)
             late = self._stopping
         if late:
-            reader.interrupt()
-        return reader
+            snapshot.interrupt()
+        return snapshot
 
     def changed(self, tenant: str) -> Version:
         """What the tenant's events are now: equal as long as none has come or gone. Cheap, no file is read."""
@@ -226,9 +231,6 @@ class History:
             stack.callback(self._exports.release)
             reader = stack.enter_context(self.reader(tenant, range, filters, seconds=WINDOW_SECONDS))
             return Export(reader, fields, format, stack.pop_all().close)
-
-
-_range = range
 
 
 def _absolute(files: Sequence[str]) -> tuple[str, ...]:

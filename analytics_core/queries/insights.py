@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from analytics_core.errors import AnalyticsError, ParameterError, PluginStartingError, StoppingError, near
 from analytics_core.queries.filters import parse_filters
-from analytics_core.queries.ranges import time_range
+from analytics_core.queries.ranges import time_range, whole_minute
 from analytics_core.records import Severity
 
 COMPREHENSIVE: Final = "comprehensive"
@@ -85,7 +85,8 @@ class Insights:
         """``{"dataSource", "timeRange", "analysisType", "insights", "recommendations", "analyses", "data_as_of",
         "watermark"}``; ``timezone`` is meant where ``wanted`` names none.
 
-        The range ends now at the latest, so that time to come is not taken for a fall. Every analysis reads its own
+        The range ends with the current minute at the latest, so that time to come is not taken for a fall, and that the
+        analyses are asked the same for as long. Every analysis reads its own
         snapshot; ``data_as_of`` and ``watermark`` are the earliest of theirs. An analysis that fails is listed with its
         ``error``, and the others count.
 
@@ -99,7 +100,7 @@ class Insights:
         """
         specs = self._chosen(wanted)
         zone = wanted.common.get("timezone", timezone)
-        now = self._clock()
+        now = whole_minute(self._clock())
         span = time_range(wanted.time_range, zone, now)
         parse_filters(wanted.common.get("filters"))
         shown = {"start": span.start.isoformat(), "end": max(min(span.end, now), span.start).isoformat()}

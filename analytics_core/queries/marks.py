@@ -34,7 +34,7 @@ NAME: Final = Field("name")
 
 
 class Rows(Protocol):
-    """`queries.reader.Reader`, as far as it is needed: SQL over ``ever``, all events of the tenant."""
+    """`queries.snapshot.Snapshot`, as far as it is needed: SQL over ``ever``, all events of the tenant."""
 
     def ever(self, query: str, parameters: Mapping[str, Any]) -> pa.Table: ...
 
@@ -151,8 +151,8 @@ class Meant:
     def _know(self, name: str, column: ValueColumn | None) -> bool:
         if column is None:
             return False
-        self.words[name] = [shown(word) for word in column.words]
-        self._values[name] = lambda places: column.at(places) - np.int32(1)
+        codes, self.words[name] = texts(column)
+        self._values[name] = lambda places: codes.take(column.at(places))
         return True
 
     def _ask(self, rows: Rows, values: Mapping[str, Field]) -> None:
@@ -220,6 +220,14 @@ def _by_name_alone(tests: Sequence[Test] | None) -> Names | None:
 
 def _true(places: I64) -> Places:
     return Places(places, np.ones(len(places), np.bool_), 0)
+
+
+def texts(column: ValueColumn) -> tuple[I32, list[str]]:
+    """The texts of a column's values, none twice, as ``5`` and ``"5"`` have one; and which of them each code has, shape
+    ``(words + 1,)``, -1 for no value."""
+    numbers: dict[str, int] = {}
+    codes = [-1, *(numbers.setdefault(shown(word), len(numbers)) for word in tuple(column.words))]
+    return np.array(codes, np.int32), list(numbers)
 
 
 def shown(word: str) -> str:

@@ -14,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from analytics_core.errors import StoppingError
+from analytics_core.errors import BuildingError, StoppingError
 from analytics_core.lake.order_files import OrderFiles
 from analytics_core.lake.value_column import ValueColumn
 from analytics_core.memory import give_back
@@ -51,7 +51,8 @@ class OrderCache:
         """:raises BuildingError: when what is missing takes longer than a question may take."""
         tenant = self._awake(source)
         if source.rows - tenant.held.seen > tenant_order.FLUSH or not self._forwarded(tenant, source):
-            self._wait(tenant, "order", tenant.bring, source.patience)
+            made = self._begin(tenant, "order", tenant.bring)
+            _wait(made, source.patience, tenant.refuse)
         with tenant.locked(source.patience):
             tenant.awake(source)
             tenant.forward(source)
@@ -74,7 +75,8 @@ class OrderCache:
         if not field.path:
             return None
         if tenant.values.missing(field, source.position) > tenant_order.FLUSH < source.rows:
-            self._wait(tenant, field.name, partial(tenant.values.bring, field), source.patience)
+            made = self._begin(tenant, field.name, partial(tenant.values.bring, field))
+            _wait(made, source.patience, partial(tenant.values.refuse, field))
         return tenant.values.column(field, source, source.patience)
 
     def at_hand(self, source: Source) -> View | None:
@@ -144,16 +146,8 @@ class OrderCache:
 
     # --- in the background -------------------------------------------------------------------------------------------
 
-    def _wait(self, tenant: TenantOrder, what: str, work: Callable[[Source], None], patience: float) -> None:
-        """Have ``work`` done in the background on a snapshot of its own; whoever asks meanwhile waits for the same."""
-        try:
-            self._begin(tenant, what, work).result(patience)
-        except TimeoutError:
-            raise tenant.refuse() from None
-        except CancelledError:
-            raise StoppingError from None
-
     def _begin(self, tenant: TenantOrder, what: str, work: Callable[[Source], None]) -> Future[None]:
+        """Have ``work`` done in the background on a snapshot of its own; whoever asks meanwhile gets the same."""
         with self._lock:
             making = tenant.making.get(what)
             if making is None or making.done():
@@ -189,6 +183,15 @@ class OrderCache:
                 self._relief = self._pool.submit(largest.tidy, tenant_order.SMALL)
             elif len(tenants) > MOST_AWAKE:
                 self._relief = self._pool.submit(_rest, tenants[:-MOST_AWAKE])
+
+
+def _wait(made: Future[None], patience: float, refuse: Callable[[], BuildingError]) -> None:
+    try:
+        made.result(patience)
+    except TimeoutError:
+        raise refuse() from None
+    except CancelledError:
+        raise StoppingError from None
 
 
 def _rest(tenants: Sequence[TenantOrder]) -> None:

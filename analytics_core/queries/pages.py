@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from hashlib import blake2b
+from itertools import chain
 from typing import Annotated, Any, Final, Protocol
 
 import msgspec
@@ -14,16 +15,13 @@ from msgspec import Meta, Raw, Struct
 from analytics_core.errors import ParameterError
 from analytics_core.events import micros, moment
 from analytics_core.metrics.filters import Field, Filter
-from analytics_core.queries.notes import names_in, unknown_names, unknown_path
+from analytics_core.queries.notes import names_in, unknown_names, unknown_path, unlike
 from analytics_core.queries.projection import ALL, Bound, Kind, Shown
 from analytics_core.queries.ranges import ALL_TIME
 from analytics_core.queries.reader import Reader
 from analytics_core.records import TimeRange
 
 MAX_PAGE: Final = 1_000
-LOOKED_AT: Final = 20_000
-"""Events whose properties are looked at when a page is empty: enough to know the names, and quick."""
-_SHOWN_NAMES: Final = 20
 _Micros = Annotated[int, Meta(ge=-62_135_596_800_000_000, le=253_402_300_799_999_999)]
 """What a datetime can say: the years 1 to 9999."""
 _Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -141,7 +139,7 @@ _JSON: Final[dict[Kind, Callable[[Any], Any]]] = {"time": datetime.isoformat, "o
 
 
 def _unknown(history: Snapshots, tenant: str, filters: Sequence[Filter]) -> Iterator[str]:
-    """A sentence for each event and property of the filters that the tenant has not sent."""
+    """A sentence for each event, property and type of a value in the filters that the tenant has not sent."""
     strange = list(unknown_names(filters, history.event_names(tenant) if any(map(names_in, filters)) else ()))
     yield from strange
     paths = dict.fromkeys(filter_.field for filter_ in filters if filter_.field.path)
@@ -149,7 +147,11 @@ def _unknown(history: Snapshots, tenant: str, filters: Sequence[Filter]) -> Iter
         meant = () if strange else tuple(filter_ for filter_ in filters if names_in(filter_))
         with history.reader(tenant, ALL_TIME, meant) as reader:
             for field in paths:
-                yield from unknown_path(reader.sql, field)
+                vain = list(unknown_path(reader.sql, field))
+                yield from vain
+                if not vain:
+                    of_field = (filter_ for filter_ in filters if filter_.field == field)
+                    yield from chain.from_iterable(unlike(reader.sql, filter_) for filter_ in of_field)
 
 
 # --- the cursor ------------------------------------------------------------------------------------------------------

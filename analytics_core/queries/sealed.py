@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
@@ -12,9 +12,7 @@ from analytics_core.events import SCHEMA
 from analytics_core.log.tombstones import Tombstone
 from analytics_core.metrics.filters import conjunction
 from analytics_core.queries.marks import PLACE
-
-if TYPE_CHECKING:
-    from analytics_core.queries.reader import ReaderSpec
+from analytics_core.queries.spec import SnapshotSpec
 
 _SEALED: Final = {
     "autoinstall_known_extensions": "false",
@@ -28,7 +26,7 @@ PERSON_EVENTS: Final = "person_events"
 """The view of `join_people`."""
 
 
-def connect(spec: ReaderSpec, tail: pa.Table) -> duckdb.DuckDBPyConnection:
+def connect(spec: SnapshotSpec, tail: pa.Table) -> duckdb.DuckDBPyConnection:
     """In memory, with the view ``events``, then sealed: no file but the leased ones, no extension, no setting."""
     config = {**_SEALED, "threads": spec.limits.threads, "memory_limit": spec.limits.memory}
     connection = duckdb.connect(":memory:", config=config)
@@ -64,7 +62,7 @@ def join_people(connection: duckdb.DuckDBPyConnection, people: pa.Table) -> None
     )
 
 
-def _views(spec: ReaderSpec, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
+def _views(spec: SnapshotSpec, connection: duckdb.DuckDBPyConnection) -> Iterator[str]:
     """The SQL of the views. A view takes no parameters, so each value is a variable of the connection."""
     number = 0
 

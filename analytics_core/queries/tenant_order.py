@@ -44,7 +44,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Source(Protocol):
-    """`queries.reader.Reader`, as far as it is needed: one snapshot of a tenant's events."""
+    """`queries.snapshot.Snapshot`, as far as it is needed: one snapshot of a tenant's events."""
 
     @property
     def tenant(self) -> str: ...
@@ -127,7 +127,7 @@ class TenantOrder:
         """What is made of it in the background."""
         self.read = 0
         """How many events were read for that."""
-        self.values = ValueColumns(files.directory / "values", self.refuse)
+        self.values = ValueColumns(files.directory / "values", name)
         self.held = Held((), Words())
         self.resting = True
         self._files = files
@@ -149,7 +149,7 @@ class TenantOrder:
 
     def refuse(self) -> BuildingError:
         """What is said to whoever cannot wait."""
-        return BuildingError(self.name, self.read)
+        return BuildingError(f"the events of tenant {self.name!r} are being put in user order, {self.read:,} are")
 
     def awake(self, source: Source) -> None:
         """Hold what is in the files. Under the lock."""

@@ -246,7 +246,7 @@ def _bots(context: pa.Array) -> pa.Array:
 
 
 class Whole(Protocol):
-    """`queries.reader.Reader`, as far as it is needed."""
+    """`queries.snapshot.Snapshot`, as far as it is needed."""
 
     def identity(self) -> Identity: ...
     def everything(self) -> pa.Table: ...

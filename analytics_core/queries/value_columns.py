@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Source(Protocol):
-    """`queries.reader.Reader`, as far as it is needed."""
+    """`queries.snapshot.Snapshot`, as far as it is needed."""
 
     @property
     def position(self) -> int: ...
@@ -44,12 +44,11 @@ class _Open(NamedTuple):
 
 
 class ValueColumns:
-    """The columns below ``directory``. Safe for use from any thread. ``refuse`` makes what is said to whoever cannot
-    wait."""
+    """The columns of a tenant, below ``directory``. Safe for use from any thread."""
 
-    def __init__(self, directory: Path, refuse: Callable[[], BuildingError]) -> None:
+    def __init__(self, directory: Path, tenant: str) -> None:
         self._directory = directory
-        self._refuse = refuse
+        self._tenant = tenant
         self._open: OrderedDict[Field, _Open] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -65,13 +64,17 @@ class ValueColumns:
         """
         opened = self._opened(field)
         if not opened.growing.acquire(timeout=-1 if patience is None else patience):
-            raise self._refuse()
+            raise self.refuse(field)
         try:
             if self._open.get(field) is opened:
                 return self._forward(opened.column, field, source)
         finally:
             opened.growing.release()
         return self.column(field, source, patience)  # it was forgotten meanwhile
+
+    def refuse(self, field: Field) -> BuildingError:
+        """What is said to whoever cannot wait."""
+        return BuildingError(f"the values of {field.name!r} of tenant {self._tenant!r} are being read")
 
     def bring(self, field: Field, source: Source) -> None:
         self.column(field, source)

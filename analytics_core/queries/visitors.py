@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from threading import Lock
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,38 +17,36 @@ from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.marks import Asked, Meant
 from analytics_core.queries.notes import unknown_names, unknown_path
 from analytics_core.queries.ranges import ALL_TIME
+from analytics_core.queries.snapshot import Snapshot
 from analytics_core.queries.user_order import Quality, View
 from analytics_core.records import Json, UserOrder
-
-if TYPE_CHECKING:
-    from analytics_core.queries.reader import Reader
 
 Step = TypeVar("Step")
 
 
 class Visitors:
-    """Reads what `Reader.in_user_order` gives. ``order`` gives the view of the reader's snapshot, once."""
+    """Reads what `Reader.in_user_order` gives. ``order`` gives the view of the snapshot, once."""
 
-    def __init__(self, reader: Reader, order: Callable[[Reader], View]) -> None:
-        self._reader = reader
+    def __init__(self, snapshot: Snapshot, order: Callable[[Snapshot], View]) -> None:
+        self._snapshot = snapshot
         self._order = order
         self._view: View | None = None
         self._members: U64 | None = None
         self._viewing, self._choosing = Lock(), Lock()
-        self._filters: list[Filter] = list(reader.spec.filters)
+        self._filters: list[Filter] = list(snapshot.spec.filters)
         self._fields: list[Field] = []
 
     @property
     def view(self) -> View:
         with self._viewing:  # not `cached_property`, which has one lock for all readers
             if self._view is None:
-                self._view = self._order(self._reader)
+                self._view = self._order(self._snapshot)
             return self._view
 
     @property
     def cohort(self) -> U64 | None:
         """The keys of those that are asked for, ascending; None for all."""
-        asked = self._reader.spec.cohort
+        asked = self._snapshot.spec.cohort
         with self._choosing:
             if self._members is None and asked is not None:
                 self._members = self.members(asked)
@@ -61,11 +59,11 @@ class Visitors:
             whole = micros(ALL_TIME.start), micros(ALL_TIME.end)
             return self._fold(step, Asked((), marks, {}, *whole, marked_only=False), None)
 
-        return members(cohort, micros(self._reader.range.end), fold)
+        return members(cohort, micros(self._snapshot.spec.range.end), fold)
 
     def places(self) -> I64:
         """The log positions of the events that are asked for, for SQL."""
-        spec = self._reader.spec
+        spec = self._snapshot.spec
         asked = Asked((), {}, {}, micros(spec.range.start), micros(spec.range.end), marked_only=False)
         found = self._fold(lambda part: part.seq.copy(), asked, self.cohort)
         return np.concatenate(found) if found else np.zeros(0, np.int64)
@@ -80,7 +78,7 @@ class Visitors:
         marked_only: bool,
     ) -> list[Step]:
         """As `EventReader.in_user_order`."""
-        spec = self._reader.spec
+        spec = self._snapshot.spec
         low = spec.range.start if since is None else min(since, spec.range.start)
         asked = Asked(
             filters=spec.filters,
@@ -102,14 +100,13 @@ class Visitors:
         columns = {field: self.view.columns(field) for field in fields if field.path}
         empty = [field for field, column in columns.items() if column is not None and not column.words]
         said = list(unknown_names(self._filters, self.view.names))
-        return said + [note for field in empty for note in unknown_path(self._reader.ever, field, "ever")]
+        return said + [note for field in empty for note in unknown_path(self._snapshot.ever, field, "ever")]
 
     def quality(self) -> Quality:
         """What the events of the range are worth, whatever filters and cohort."""
-        asked = self._reader.range
-        return self.view.quality(micros(asked.start), micros(asked.end), self._reader.spec.limits.threads)
+        asked = self._snapshot.spec.range
+        return self.view.quality(micros(asked.start), micros(asked.end), self._snapshot.limits.threads)
 
     def _fold(self, step: Callable[[UserOrder], Step], asked: Asked, cohort: U64 | None) -> list[Step]:
-        limits = self._reader.spec.limits
-        meant = Meant(self._reader, self.view.names, self.view.columns, asked)
-        return self.view.fold(step, meant, cohort, limits.threads, self._reader.budget())
+        meant = Meant(self._snapshot, self.view.names, self.view.columns, asked)
+        return self.view.fold(step, meant, cohort, self._snapshot.limits.threads, self._snapshot.budget())

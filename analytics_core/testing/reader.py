@@ -13,7 +13,9 @@ from analytics_core.events import SCHEMA, EventBatch, micros, moment
 from analytics_core.metrics.buckets import buckets
 from analytics_core.metrics.filters import Filter
 from analytics_core.queries.cohorts import Cohort
-from analytics_core.queries.reader import Reader, ReaderSpec
+from analytics_core.queries.reader import Reader
+from analytics_core.queries.snapshot import Snapshot
+from analytics_core.queries.spec import SnapshotSpec
 from analytics_core.queries.tail import Tail
 from analytics_core.records import Series, TimeRange
 from analytics_core.testing.rows import START
@@ -40,15 +42,15 @@ class MemoryReader(Reader):
         table = pa.Table.from_batches([each.record_batch for each in batches], SCHEMA).unify_dictionaries()
         asked = range or _whole_days(table, timezone)
         tenant = batches[0].tenant if batches else "default"
-        spec = ReaderSpec(
+        spec = SnapshotSpec(
             durable=len(table),
             tenant=tenant,
             range=asked,
             filters=tuple(filters),
             cohort=cohort,
-            metrics=_Known(dict(metrics or {})),
         )
-        super().__init__(spec, Tail(table, batches[-1].watermark if batches else None), ExitStack())
+        tail = Tail(table, batches[-1].watermark if batches else None)
+        super().__init__(Snapshot(spec, tail, ExitStack()), metrics=_Known(dict(metrics or {})))
 
 
 def _whole_days(table: pa.Table, timezone: str) -> TimeRange:

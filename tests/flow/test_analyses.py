@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from analytics_core.errors import HookFailedError, NotFoundError, ParameterError, QueryError, StoppingError
+from analytics_core.errors import BudgetError, HookFailedError, NotFoundError, ParameterError, QueryError, StoppingError
 from analytics_core.events import UNPLACED_SCHEMA
 from analytics_core.host.views import AnalysisSpec
 from analytics_core.lake.delta import DeltaStore
@@ -189,7 +189,7 @@ def test_rows_of_any_kind(asked: tuple[Host, Analyses]) -> None:
     assert answer["chart"] is None
     asked[0].answer = Answer([{}] * 100_001)
     asked[0].current += 1
-    with pytest.raises(HookFailedError, match="100001 rows"):
+    with pytest.raises(BudgetError, match="100,001 rows"):
         ask(asked)
 
 
@@ -295,7 +295,7 @@ def test_who_asks_the_same_at_a_time_gets_one_answer(asked: tuple[Host, Analyses
 def test_a_failure_is_asked_again(asked: tuple[Host, Analyses]) -> None:
     asked[0].answer = Answer([{}] * 100_001)
     for _ in range(2):
-        with pytest.raises(HookFailedError):
+        with pytest.raises(BudgetError):
             ask(asked)
     assert asked[0].asked == 2
 
@@ -357,7 +357,8 @@ def test_what_nobody_has_sent_is_named(asked: tuple[Host, Analyses], post: Calla
     assert answer["notes"] == ["no event is named 'crat'; did you mean 'cart'?"]
     assert ask(asked, filters={"event": ["cart", "a"]})["notes"] == []
     (note,) = ask(asked, filters={"properties.plam": "pro"})["notes"]
-    assert note == "no 'properties.plam' in the 20,000 events that were looked at; did you mean 'plan'?"
+    assert note.startswith("no 'properties.plam' in the ")
+    assert note.endswith(" events that were looked at; did you mean 'properties.plan'?")
 
 
 def test_the_tenants_first_day_of_the_week_is_meant_where_the_question_names_none(

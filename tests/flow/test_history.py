@@ -21,7 +21,7 @@ from analytics_core.lake.delta import DeltaStore
 from analytics_core.queries import tail
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.history import ALL_TIME, History
-from analytics_core.queries.reader import Limits
+from analytics_core.queries.spec import Limits
 from analytics_core.records import TimeRange
 from analytics_core.testing import batch
 from tests.flow.history_house import NOW, House
@@ -260,7 +260,7 @@ def test_the_leased_files_of_another_tenant_cannot_be_named(house: House, tmp_pa
     house.post({"event": "b"}, tenant="globex")
     house.store_all()
     with house.history.reader("acme") as mine, house.history.reader("globex") as theirs:
-        (file,) = theirs.to_spec().files
+        (file,) = theirs.snapshot.spec.files
         assert len(theirs.sql(f"SELECT * FROM '{file}'")) == 1
         with pytest.raises(QueryError, match="Cannot access file"):
             mine.sql(f"SELECT * FROM '{file}'")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import random
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -27,7 +29,9 @@ from analytics_core.log.segments import SegmentLog
 from analytics_core.queries import order_cache, tenant_order, user_order
 from analytics_core.queries.history import ALL_TIME, History
 from analytics_core.queries.identity.links import OPERATOR
-from analytics_core.queries.reader import Limits, Reader
+from analytics_core.queries.reader import Reader
+from analytics_core.queries.snapshot import Snapshot
+from analytics_core.queries.spec import Limits
 from analytics_core.queries.visitors import Visitors
 from analytics_core.testing import batch
 
@@ -70,7 +74,7 @@ class House:
         """That the cache gives what is there; how many events that was."""
         with self.history.reader(tenant, ALL_TIME) as reader:
             cached = list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
-            reader.visitors = Visitors(reader, user_order.view_of)
+            reader.visitors = Visitors(reader.snapshot, user_order.view_of)
             assert cached == list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
             people = reader.sql("SELECT seq, person FROM person_events WHERE person IS NOT NULL")
         keys = dict(
@@ -107,6 +111,7 @@ def told(part: UserOrder) -> list[tuple[Any, ...]]:
     """Each event in full, without codes."""
     columns = [column.tolist() for column in part.marks.values()]
     for field, codes in part.values.items():
+        assert len(set(part.words[field])) == len(part.words[field])
         columns.append([part.words[field][code] if code >= 0 else None for code in codes.tolist()])
     keys, first = part.key[part.user()].tolist(), part.first_at[part.user()].tolist()
     names = [part.names[code] for code in part.name.tolist()]
@@ -124,7 +129,7 @@ def some(dice: random.Random, count: int, day: int = 0) -> list[dict[str, Any]]:
             "session_id": dice.choice([f"s{dice.randrange(5)}", None]),
             "timestamp": NOW + timedelta(days=day, seconds=dice.randrange(60)),
             "properties": dice.choice(
-                [{}, {"plan": dice.choice(["pro", "free", 'a "b"'])}, {"n": dice.choice(NUMBERS)}]
+                [{}, {"plan": dice.choice(["pro", "free", 'a "b"', 3, "3"])}, {"n": dice.choice(NUMBERS)}]
             ),
             "context": dice.choice([{}, {"os": {"name": "linux"}}, {"os": "linux"}]),
             "received_at": NOW + timedelta(days=day, seconds=60),
@@ -255,13 +260,13 @@ def test_a_question_does_not_wait_for_ever_for_what_is_being_made(
     house.history.close()
     house.history = house.opened(Limits(seconds=0.05))
     go_on = threading.Event()
-    stream = Reader.stream
+    stream = Snapshot.stream
 
-    def slow(self: Reader, *asked: Any) -> Iterator[pa.RecordBatch]:
+    def slow(self: Snapshot, *asked: Any) -> Iterator[pa.RecordBatch]:
         go_on.wait(30)
         yield from stream(self, *asked)
 
-    monkeypatch.setattr(Reader, "stream", slow)
+    monkeypatch.setattr(Snapshot, "stream", slow)
     with house.history.reader("default", ALL_TIME) as reader, pytest.raises(BuildingError, match="ask again"):
         reader.in_user_order(len)
     go_on.set()
@@ -304,31 +309,45 @@ class Held:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tenant: str) -> None:
         self.reached, self.go_on = threading.Event(), threading.Event()
-        stream = Reader.stream
+        stream = Snapshot.stream
 
-        def slow(reader: Reader, *asked: Any) -> Iterator[pa.RecordBatch]:
-            if reader.tenant == tenant:
+        def slow(snapshot: Snapshot, *asked: Any) -> Iterator[pa.RecordBatch]:
+            if snapshot.tenant == tenant:
                 self.reached.set()
                 assert self.go_on.wait(10)
-            yield from stream(reader, *asked)
+            yield from stream(snapshot, *asked)
 
-        monkeypatch.setattr(Reader, "stream", slow)
+        monkeypatch.setattr(Snapshot, "stream", slow)
+
+
+def test_what_a_question_held_is_freed_at_its_end(house: House) -> None:
+    house.post(some(random.Random(1), 200))
+    gc.disable()  # a closed reader holds megabytes, and the collector counts objects
+    try:
+        with house.history.reader("default", ALL_TIME) as reader:
+            reader.sql("SELECT count(*) FROM events")
+            reader.in_user_order(len, marks={"a": {"event": "a"}}, values=["properties.plan"])
+            held = [weakref.ref(each) for each in (reader, reader.snapshot, reader.visitors)]
+        del reader
+        assert [ref() for ref in held] == [None] * len(held)
+    finally:
+        gc.enable()
 
 
 def test_a_stream_that_is_cut_off_says_why(house: House) -> None:
     endless = "SELECT a.range * b.range AS n FROM range(1000000) a, range(1000000) b"
-    for cut, why in ((Reader.close, QueryError), (Reader.interrupt, StoppingError)):
-        reader = house.history.reader("default")
-        rows = reader.stream(endless, {})
+    for cut, why in ((Snapshot.close, QueryError), (Snapshot.interrupt, StoppingError)):
+        snapshot = house.history.snapshot("default")
+        rows = snapshot.stream(endless, {})
         next(rows)
-        cutting = threading.Thread(target=cut, args=(reader,))
+        cutting = threading.Thread(target=cut, args=(snapshot,))
         cutting.start()
         with pytest.raises(why):
             list(rows)
         cutting.join()
-        reader.close()
-    with house.history.reader("default") as reader, pytest.raises(QueryError, match="nothing"):
-        list(reader.stream("SELECT nothing FROM ever", {}))
+        snapshot.close()
+    with house.history.snapshot("default") as snapshot, pytest.raises(QueryError, match="nothing"):
+        list(snapshot.stream("SELECT nothing FROM ever", {}))
 
 
 def test_what_was_made_of_another_lake_is_made_anew(house: House) -> None:
@@ -456,11 +475,11 @@ def test_another_process_maps_the_files_and_reads_the_rest(house: House, monkeyp
             house.store_all()
         with monkeypatch.context() as patch, house.history.reader("default") as reader:
             here = list(chain.from_iterable(reader.in_user_order(told, **ASKED)))
-            patch.delattr(Reader, "everything")
+            patch.delattr(Snapshot, "everything")
             assert elsewhere(reader) == here
     house.reopen()
     with monkeypatch.context() as patch, house.history.reader("default") as reader:  # nothing was asked yet
-        patch.delattr(Reader, "everything")
+        patch.delattr(Snapshot, "everything")
         assert elsewhere(reader) == here
 
 

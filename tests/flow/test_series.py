@@ -339,7 +339,7 @@ def test_a_reader_gives_series_over_its_own_range_and_filters(shop: Shop) -> Non
         assert series.step_seconds == 86_400
         assert reader.metric("web.hits", "day").values.tolist() == [2, 0, 0]
         assert np.isnan(reader.metric("median", "day").values[1])
-        with pytest.raises(QueryError, match="did you mean 'revenue'"):
+        with pytest.raises(ParameterError, match="did you mean 'revenue'"):
             reader.metric("revenu", "day")
         with pickle.loads(pickle.dumps(reader.to_spec())).open() as there:  # in a plugin's process
             assert there.metric("revenue", "day").values.tolist() == [10, 0, 60]

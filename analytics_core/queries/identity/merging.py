@@ -85,7 +85,7 @@ class Merging:
     def person(self, tenant: str, id: str) -> Person:  # noqa: A002
         """:raises NotFoundError: when no event has this id, as user, anonymous or former id."""
         with self._reader(tenant) as reader:
-            identity = self._identities.at(reader)
+            identity = self._identities.at(reader.snapshot)
             ids = identity.ids_of(id)
             marks = ", ".join(f"$id{n}" for n in range(len(ids)))
             found = reader.sql(

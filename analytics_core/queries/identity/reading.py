@@ -24,7 +24,7 @@ _COUNT: Final = "SELECT count(*) AS n FROM ever WHERE seq >= $since"
 
 
 class Source(Protocol):
-    """`queries.reader.Reader`, as far as it is needed: one snapshot of all events of a tenant."""
+    """`queries.snapshot.Snapshot`, as far as it is needed: one snapshot of all events of a tenant."""
 
     @property
     def tenant(self) -> str: ...

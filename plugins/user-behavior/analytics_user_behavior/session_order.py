@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from analytics_core import UserOrder
-from analytics_user_behavior.columns import I64, U64, Mask
+from analytics_user_behavior.columns import I64, U64, Mask, places
 
 _TABLE: Final = 1 << 16
 _BLOCK: Final = 1 << 14
@@ -95,8 +95,8 @@ def by_session(part: UserOrder, gap: int) -> SessionOrder:
     joined = owner != np.arange(len(owner))
     alone = np.flatnonzero(~joined)
     several = np.zeros(len(part.end), np.bool_)
-    several[pieces.user[joined]] = True
-    mine = np.flatnonzero(several[pieces.user])  # those of visitors whose pieces are put together, and no others
+    several[pieces.user.take(np.flatnonzero(joined))] = True
+    mine = np.flatnonzero(several.take(pieces.user))  # those of visitors whose pieces are put together, and no others
     order = mine[np.argsort(owner[mine], kind="stable")]
     start, end = pieces.start[order], pieces.end[order]
     stop = _restacked(start, end, pieces.user[order])
@@ -105,10 +105,10 @@ def by_session(part: UserOrder, gap: int) -> SessionOrder:
     moves = _Moves(spans(stop[moved] - lengths, lengths), spans(start[moved], lengths))
     lasts = np.flatnonzero(np.append(np.diff(owner[order]) > 0, True))
     place = np.searchsorted(alone, owner[order[lasts]])
-    stops = pieces.end[alone]
+    stops = pieces.end.take(alone)
     last = stops - 1
     last[place], stops[place] = end[lasts] - 1, stop[lasts]
-    return SessionOrder(part, pieces.user[alone], pieces.start[alone], last, stops, moves)
+    return SessionOrder(part, pieces.user.take(alone), pieces.start.take(alone), last, stops, moves)
 
 
 def _restacked(start: I64, end: I64, user: I64) -> I64:
@@ -128,10 +128,10 @@ def spans(start: I64, lengths: I64) -> I64:
 def _pieces(part: UserOrder, gap: int) -> _Pieces:
     begin = part.start()
     opens, begins = _edges(part.at, part.session, gap)
-    opens[begin] = begins[begin] = True
-    start = np.flatnonzero(begins)
-    pieces_of = np.diff(np.searchsorted(start, begin), append=len(start))
-    user = np.repeat(np.arange(len(begin)), pieces_of)
+    visits = np.zeros(len(part), np.bool_)
+    opens[begin] = begins[begin] = visits[begin] = True
+    start = places(begins)
+    user = np.cumsum(visits.take(start)) - 1
     head = part.session.take(start)
     client = head != 0
     others = np.flatnonzero(~client)
@@ -181,7 +181,7 @@ def _among(values: U64, wanted: U64) -> I64:
     low = np.uint64(_TABLE - 1)
     table = np.zeros(_TABLE, np.bool_)
     table[wanted & low] = True
-    likely = np.flatnonzero(table[values & low])
+    likely = np.flatnonzero(table.take((values & low).view(np.int64)))
     place = np.minimum(np.searchsorted(wanted, values[likely]), len(wanted) - 1)
     found: I64 = likely[wanted[place] == values[likely]]
     return found

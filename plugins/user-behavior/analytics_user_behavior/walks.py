@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from analytics_core import UserOrder
 from analytics_user_behavior.activity import filters_of
-from analytics_user_behavior.columns import I64, MINUTE, Mask
+from analytics_user_behavior.columns import I64, MINUTE, Mask, places
 from analytics_user_behavior.session_order import by_session, spans
 
 START: Final = "start"
 END: Final = "end"
+_STEPS: Final = 6
+"""Few events are left out one after the other, so going on one by one is faster than looking up where it ends."""
 
 
 class Cut(NamedTuple):
@@ -57,24 +59,35 @@ class Kept:
     @cached_property
     def _resumes(self) -> I64:
         """The kept ones that come after one left out."""
-        return np.flatnonzero(self.mask[1:] > self.mask[:-1]) + 1
+        return places(self.mask[1:] > self.mask[:-1]) + 1
 
     @cached_property
     def _pauses(self) -> I64:
         """The kept ones that come before one left out."""
-        return np.flatnonzero(self.mask[1:] < self.mask[:-1])
+        return places(self.mask[1:] < self.mask[:-1])
 
     def at_or_after(self, place: I64) -> I64:
         """``place``, below ``n + 1``, moved in place on to the next that is kept."""
-        out = np.flatnonzero(~self.mask.take(place))
-        place[out] = self._resumes[np.searchsorted(self._resumes, place[out])]
+        out = self._moved(place, 1)
+        if len(out):
+            place[out] = self._resumes[np.searchsorted(self._resumes, place[out])]
         return place
 
     def at_or_before(self, place: I64) -> I64:
         """``place``, at least -1, moved in place back to the last that is kept; -1 stays."""
-        out = np.flatnonzero(~self.mask.take(place))  # -1 means the last one, which is kept
-        place[out] = self._pauses[np.searchsorted(self._pauses, place[out]) - 1]
+        out = self._moved(place, -1)  # -1 means the last one, which is kept
+        if len(out):
+            place[out] = self._pauses[np.searchsorted(self._pauses, place[out]) - 1]
         return place
+
+    def _moved(self, place: I64, step: int) -> I64:
+        """``place`` moved in place, a few steps at most, and which of them are still on none that is kept."""
+        out = places(~self.mask.take(place))
+        for _ in range(_STEPS):
+            if len(out):
+                place[out] += step
+                out = out[~self.mask.take(place.take(out))]
+        return out
 
 
 class Walks(NamedTuple):
