@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analytics_core import Answer, Chart, EventReader, Insight
+from analytics_core import Answer, Chart, EventReader, Insight, ParameterError
 
 COLUMNS = ("source", "user_id", "session_id")
 _INTERVALS = ("minute", "hour", "day", "week", "month")
@@ -45,7 +45,7 @@ def latency(
 
     Columns: (bucket, local time, with an interval,) group, count, errors, error_rate, p50, p90, p95, p99.
 
-    :raises ValueError: for another breakdown or interval.
+    :raises ParameterError: for another breakdown. :raises ValueError: for another interval.
     """
     parameters: dict[str, Any] = {"event": event, "limit": limit}
     group = _group(breakdown, parameters)
@@ -75,8 +75,10 @@ def _group(breakdown: str, parameters: dict[str, Any]) -> str:
     if breakdown in COLUMNS:
         return f"coalesce(CAST({breakdown} AS VARCHAR), '(none)')"
     holder, _, path = breakdown.partition(".")
-    if holder != "properties" or not path:
-        raise ValueError(f"breakdown {breakdown!r}; valid are: event, properties.x, {', '.join(COLUMNS)}")
+    if holder != "properties" or not all(path.split(".")):
+        raise ParameterError(
+            "breakdown", f"{breakdown!r} is none; valid are: event, properties.x, {', '.join(COLUMNS)}"
+        )
     parameters["path"] = "$" + "".join(f'."{part}"' for part in path.replace('"', "").split("."))
     return "coalesce(json_extract_string(properties, $path), '(none)')"
 

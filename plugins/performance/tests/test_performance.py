@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analytics_core import Answer, HistogramSketch, ProcessResult, Question, TimeRange
+from analytics_core import Answer, HistogramSketch, ParameterError, ProcessResult, Question, TimeRange
 from analytics_core.testing import MemoryReader, batch, check_deterministic, check_plugin, run, started
 from analytics_performance.plugin import Performance
 
@@ -158,6 +158,9 @@ def test_the_slowest_and_the_most_failing_are_told_with_figures() -> None:
     assert found["failing"] == {"group": "a", "count": 2, "errors": 1, "error_rate": 0.5}
 
 
-def test_a_breakdown_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"breakdown 'plan'; valid are: event, properties\.x, source"):
-        ask([request(0, 1)], breakdown="plan")
+@pytest.mark.parametrize("breakdown", ["plan", "properties.", "properties.a..b"])
+def test_a_breakdown_that_is_none_is_refused(breakdown: str) -> None:
+    with pytest.raises(
+        ParameterError, match=rf"breakdown: '{breakdown}' is none; valid are: event, properties\.x, source"
+    ):
+        ask([request(0, 1)], breakdown=breakdown)

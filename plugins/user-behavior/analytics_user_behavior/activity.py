@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -64,14 +65,25 @@ def filters_of(event: Asked) -> list[dict[str, Any]] | dict[str, Any]:
         return {"event": event} if event else {}
     name, where = event.get("event", ""), event.get("where") or {}
     if not isinstance(where, list):
-        return {**where, **({"event": name} if name else {})}
+        free = "name" if "event" in where else "event"  # two names of one field, and both conditions hold
+        return {**where, **({free: name} if name else {})}
     return [*where, *([{"field": "event", "op": "=", "value": name}] if name else [])]
+
+
+def name_of(event: Asked) -> str:
+    """The name that events must have, empty for any."""
+    return event if isinstance(event, str) else str(event.get("event", ""))
 
 
 def told(event: Asked) -> str:
     """How a finding names the events that are meant."""
-    name = event if isinstance(event, str) else str(event.get("event", ""))
-    return name or "any event"
+    where = None if isinstance(event, str) else event.get("where")
+    return (name_of(event) or "any event") + (f" where {json.dumps(where, ensure_ascii=False)}" if where else "")
+
+
+def having(event: Asked) -> str:
+    """How a finding says of visitors that they are those with such an event; empty when any counts."""
+    return f" with {told(event)}" if filters_of(event) else ""
 
 
 def fold(
@@ -82,6 +94,6 @@ def fold(
     ``step`` sees the events that are meant by ``event`` and no others.
     """
     meant = filters_of(event)
-    marks = {"event": meant} if meant else {}
+    marks = {"event.where": meant} if meant else {}
     made = events.in_user_order(step, marks=marks, marked_only=bool(marks), since=since)
     return [sum(arrays) for arrays in zip(*made, strict=True)] if made else None

@@ -12,23 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from analytics_core import Answer, Chart, EventReader, Insight, ParameterError, Recommendation, UserOrder
+from analytics_core import Answer, Chart, EventReader, Insight, Recommendation, UserOrder
 from analytics_user_behavior.columns import I64
 from analytics_user_behavior.counts import NONE, OTHER, counted, distinct, sums
+from analytics_user_behavior.fields import COLUMNS, valued
 from analytics_user_behavior.figures import ratio, shown
 
-_COLUMNS = {
-    "event": "name",
-    "name": "name",
-    "source": "source",
-    "userId": "user_id",
-    "user_id": "user_id",
-    "anonymousId": "anonymous_id",
-    "anonymous_id": "anonymous_id",
-    "sessionId": "session_id",
-    "session_id": "session_id",
-}
-_HOLDERS = ("properties", "context")
 _LEAST = 100
 """Events below which no value is called frequent or missing."""
 
@@ -74,7 +63,7 @@ def breakdown(events: EventReader, parameters: Mapping[str, Any]) -> Answer:
 
     :raises ParameterError: when ``by`` is none of the above.
     """
-    by, names, limit = parameters["by"], parameters.get("event", []), parameters["limit"]
+    by, names, limit = valued(parameters["by"], "by"), parameters.get("event", []), parameters["limit"]
     names = [names] if isinstance(names, str) else names
     nobodys = _of_nobody(events, by, names)
     parts = _parts(events, by, names)
@@ -99,11 +88,9 @@ def breakdown(events: EventReader, parameters: Mapping[str, Any]) -> Answer:
 
 def _text(by: str, bound: dict[str, Any]) -> str:
     """SQL for the value as text; what it binds goes into ``bound``."""
-    if by in _COLUMNS:
-        return _COLUMNS[by]
+    if by in COLUMNS:
+        return COLUMNS[by]
     holder, _, path = by.partition(".")
-    if holder not in _HOLDERS or not all(path.split(".")):
-        raise ParameterError("by", f"{by!r} is no field; valid are properties.x, context.x, {', '.join(_COLUMNS)}")
     bound["path"] = "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in path.split("."))
     return f"TRY(json_extract_string({holder}, $path))"  # a path by RFC 6901 can name any key
 
@@ -120,7 +107,7 @@ def _of_nobody(events: EventReader, by: str, names: Sequence[str]) -> dict[str |
 
 
 def _parts(events: EventReader, by: str, names: Sequence[str]) -> list[_Part]:
-    named = _COLUMNS.get(by) == "name"
+    named = COLUMNS.get(by) == "name"
     return events.in_user_order(
         partial(_part, by="" if named else by),
         marks={"event": {"event": list(names)}} if names else {},

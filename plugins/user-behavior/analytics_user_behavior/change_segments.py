@@ -7,24 +7,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from analytics_core import EventReader, UserOrder
 from analytics_user_behavior.change_figures import Figure
 from analytics_user_behavior.change_tallies import Days, Steps, steps
 from analytics_user_behavior.columns import I64, U64, Mask
-from analytics_user_behavior.counts import distinct
+from analytics_user_behavior.counts import once
 from analytics_user_behavior.intervals import normal_p
 from analytics_user_behavior.shifts import share_shift
 
-MOST_EVENTS = 5_000_000
-"""Beyond so many events no segments are looked for: each costs a look into its JSON."""
-_FIELDS, _VALUES, _SAMPLE = 8, 20, 20_000
+I32 = npt.NDArray[np.int32]
+
+MOST_EVENTS = 20_000_000
+"""Beyond so many events no segments are looked for: each figure counts them anew by each property."""
+_FIELDS, _VALUES, _LEAST_PART = 8, 20, 0.1
+_WINDOWS, _SAMPLE, _SPARSEST = 8, 2_500, 64
+"""Days of which so many events each are looked at, every so-many-th one at most."""
 _LEAST_SHARE, _LEAST_EXCESS, _LEVEL = 0.5, 0.2, 0.01
-_CANDIDATES = f"""
+_WINDOW = """
+  (SELECT properties, context FROM events
+   WHERE timestamp >= $from{day} AND timestamp < $to{day} AND ($all OR list_contains($names, name))
+     AND hash(partition, seq) % $every = 0 LIMIT {most})
+"""
+_CANDIDATES = """
 WITH sampled AS (
-  SELECT properties, context FROM events
-  WHERE epoch_us(timestamp) >= $low AND epoch_us(timestamp) < $high AND ($all OR list_contains($names, name))
-    AND hash(partition, seq) % $every = 0 AND json_valid(properties) AND json_valid(context)
+  SELECT * FROM ({windows}) WHERE json_valid(properties) AND json_valid(context)
 ), found AS (
   SELECT 'properties.' || each.key AS field, each.type, CAST(each.value AS VARCHAR) AS value
   FROM sampled, json_each(sampled.properties) AS each
@@ -35,8 +43,8 @@ WITH sampled AS (
 SELECT field FROM found
 WHERE type IN ('VARCHAR', 'BOOLEAN') AND regexp_full_match(field, '[a-z]+\\.[^.]+')
 GROUP BY field
-HAVING count(DISTINCT value) BETWEEN 2 AND {_VALUES} AND count(*) >= 0.1 * (SELECT count(*) FROM sampled)
-ORDER BY count(*) DESC, field LIMIT {_FIELDS}
+HAVING count(DISTINCT value) BETWEEN 2 AND {values} AND count(*) >= {part} * (SELECT count(*) FROM sampled)
+ORDER BY count(*) DESC, field LIMIT {fields}
 """
 
 
@@ -69,7 +77,14 @@ def explain(
 
     def tally(part: UserOrder) -> list[list[_Cells]]:
         found = steps(part, days, alone, gap)
-        return [[_cells(part, found, days, figure, alone, field) for field in fields] for figure in figures]
+        values = {field: part.values[field][found.inside] for field in fields}
+        made = []
+        for figure in figures:
+            here = np.flatnonzero(_counted(part, found, figure, alone))
+            half = (found.day.take(here) >= days.half).astype(np.int64)
+            seen = _Seen(part.key, found.user.take(here), half, figure)
+            made.append([_cells(seen, values[field].take(here), part.words[field]) for field in fields])
+        return made
 
     meant: dict[str, Any] = {} if whole else {"meant": [{"field": "event", "op": "in", "value": [*alone]}]}
     folded = events.in_user_order(tally, marks=meant, values=fields, marked_only=not whole)
@@ -80,11 +95,19 @@ def explain(
 
 
 def _candidates(events: EventReader, days: Days, names: Sequence[str], n: int, *, whole: bool) -> list[str]:
-    """Properties with 2 to 20 texts or truth values on a tenth of the events or more, by a sample that is the same each
-    time."""
-    told = {"low": int(days.edges[0]), "high": int(days.edges[-1]), "all": whole, "names": list(names)}
-    found = events.sql(_CANDIDATES, {**told, "every": max(n // _SAMPLE, 1)})
-    fields: list[str] = found["field"].to_pylist()
+    """Properties with 2 to 20 texts or truth values on a tenth of the events or more.
+
+    By a sample that is the same each time: of some days, so that few files are read, and there of events far apart, as
+    those side by side are of few visitors.
+    """
+    chosen = np.unique(np.linspace(0, len(days) - 1, _WINDOWS).round().astype(np.int64)).tolist()
+    every = min(max(n // len(days) // _SAMPLE, 1), _SPARSEST)
+    bound: dict[str, Any] = {"all": whole, "names": list(names), "every": every}
+    for day in chosen:
+        bound |= {f"from{day}": days.begin(day), f"to{day}": days.begin(day + 1)}
+    windows = "UNION ALL".join(_WINDOW.format(day=day, most=_SAMPLE) for day in chosen)
+    query = _CANDIDATES.format(windows=windows, values=_VALUES, part=_LEAST_PART, fields=_FIELDS)
+    fields: list[str] = events.sql(query, bound)["field"].to_pylist()
     return fields
 
 
@@ -96,20 +119,28 @@ class _Cells(NamedTuple):
     of: I64
 
 
-def _cells(part: UserOrder, found: Steps, days: Days, figure: Figure, names: Sequence[str], field: str) -> _Cells:
-    words = part.words[field]
-    value = part.values[field][found.inside].astype(np.int64)
-    here = np.flatnonzero(_counted(part, found, figure, names) & (value >= 0))
-    half, value = (found.day[here] >= days.half).astype(np.int64), value[here]
-    went_on = np.ones(len(here), np.bool_)
-    if figure.kind in ("visitors", "conversion"):  # each visitor once for each half and value
-        once = distinct((found.user[here] * 2 + half) * len(words) + value)
-        who, value = np.divmod(once, max(len(words), 1))
-        half = who % 2
-        went_on = _among(part.key[who // 2], half, figure.keys) if figure.keys else np.ones(len(who), np.bool_)
-    cell = value * 2 + half
-    size = 2 * len(words)
+class _Seen(NamedTuple):
+    """What a figure counts of a part: the visitor and the half of each event, shape ``(n,)``. ``key`` (users,)."""
+
+    key: U64
+    user: I64
+    half: I64
+    figure: Figure
+
+
+def _cells(seen: _Seen, value: I32, words: Sequence[str]) -> _Cells:
+    """``value`` (n,) indexes ``words``, -1 for none."""
+    figure, size = seen.figure, 2 * len(words)
+    some = np.flatnonzero(value >= 0)
+    user, half, value = seen.user.take(some), seen.half.take(some), value.take(some)
+    if figure.kind not in ("visitors", "conversion"):
+        counted = np.bincount(value * 2 + half, minlength=size).reshape(-1, 2)
+        return _Cells(words, counted, counted)
+    who, cell = np.divmod(once(user * size + value * 2 + half, len(seen.key) * size), max(size, 1))  # each visitor once
     of = np.bincount(cell, minlength=size).reshape(-1, 2)
+    if figure.keys is None:
+        return _Cells(words, of, of)
+    went_on = _among(seen.key.take(who), cell % 2, figure.keys)
     return _Cells(words, np.bincount(cell[went_on], minlength=size).reshape(-1, 2), of)
 
 

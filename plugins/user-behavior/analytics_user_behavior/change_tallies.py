@@ -10,13 +10,13 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from analytics_core import EventReader, TimeRange, UserOrder
+from analytics_user_behavior.calendar import micros, moment
 from analytics_user_behavior.columns import I64, U64, Mask
 from analytics_user_behavior.figures import integers
 
 _DAY = timedelta(days=1)
 _WEEK = 7
-_MICROSECOND = timedelta(microseconds=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LEEWAY = timedelta(minutes=10)
 _COUNTS = """
 SELECT name, (epoch_us(timestamp) - $low) // $cell AS cell, count(*) AS n
 FROM events WHERE epoch_us(timestamp) >= $low AND epoch_us(timestamp) < $high GROUP BY ALL
@@ -53,29 +53,33 @@ class Days(NamedTuple):
 
     def begin(self, day: int) -> datetime:
         """In UTC."""
-        return datetime.fromtimestamp(int(self.edges[day]) / 1_000_000, UTC)
+        return moment(int(self.edges[day]))
 
     def inside(self, at: I64) -> Mask:
         kept: Mask = (at >= self.edges[0]) & (at < self.edges[-1])
         return kept
 
 
-def compared_days(asked: TimeRange, first: datetime) -> Days | None:
+def compared_days(asked: TimeRange, first: datetime, known: datetime) -> Days | None:
     """As many whole days before the end of the range as are in it, half of them in each half; whole weeks from two on,
     so that both have the same weekdays. None for fewer than two days.
 
-    Days before the ``first`` event are not compared, nor is its own, unless that is the range's first.
+    Days before the ``first`` event are not compared, nor is its own, unless that is the range's first. Days that are
+    not over when it is ``known`` what happened (the log's clock) are not compared either; ten minutes are let pass.
     """
     zone = ZoneInfo(asked.timezone)
-    end = asked.end.astimezone(zone).replace(tzinfo=None)
+    end, stop = asked.end.astimezone(zone).replace(tzinfo=None), asked.end
+    if asked.end - known > _LEEWAY:
+        end -= -((known - asked.end) // _DAY) * _DAY
+        stop = end.replace(tzinfo=zone).astimezone(UTC)
     start = first if first - asked.start >= _DAY else asked.start
     half = (end - start.astimezone(zone).replace(tzinfo=None)) // _DAY // 2
     half -= half % _WEEK if half >= _WEEK else 0
-    if not half:
+    if half < 1:
         return None
     walls = [end - days * _DAY for days in range(2 * half, 0, -1)]
-    instants = [*(wall.replace(tzinfo=zone) for wall in walls), asked.end]
-    return Days(np.array([(at - _EPOCH) // _MICROSECOND for at in instants], np.int64), asked.timezone)
+    edges = [micros(at) for at in (*(wall.replace(tzinfo=zone) for wall in walls), stop)]
+    return Days(np.array(edges, np.int64), asked.timezone)
 
 
 def event_counts(events: EventReader, days: Days) -> dict[str, I64]:

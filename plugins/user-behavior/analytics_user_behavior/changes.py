@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_core import Answer, Chart, EventReader, Insight, Recommendation, TimeRange
+from analytics_user_behavior.calendar import moment
 from analytics_user_behavior.change_figures import Figure, compare
 from analytics_user_behavior.change_segments import Segment, explain
 from analytics_user_behavior.change_tallies import Days, compared_days
@@ -28,7 +29,6 @@ _SUREST = 0.99
 _HIGH, _MEDIUM = math.log(2), math.log(1.25)
 _SEVERITIES = ("low", "low", "medium", "high")
 _WEEK = 7
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SCHEMA = pa.schema(
     {
         "kind": pa.string(),
@@ -61,11 +61,11 @@ def changes(events: EventReader, asked: TimeRange, gap_minutes: int) -> Answer:
     """One row per figure of the second half of the range, compared with the first half, the surest change first.
 
     The halves are equally many whole days (weeks, from two on) before the range's end, by the wall clock, as
-    `change_tallies.compared_days` has it; what is left over at the range's start is not looked at. With fewer than two
-    such days there are no rows. The figures and their tests are those of `change_figures.compare`; a figure is a
-    finding when its p, adjusted for all comparisons (Benjamini and Hochberg), is 0.05 or less and it has changed by 5 %
-    or more of itself. Halves of fewer than seven days hold different weekdays: that is said, and lowers the severity by
-    one grade.
+    `change_tallies.compared_days` has it; what is left over at the range's start is not looked at, nor is a day that is
+    not over yet. With fewer than two such days there are no rows. The figures and their tests are those of
+    `change_figures.compare`; a figure is a finding when its p, adjusted for all comparisons (Benjamini and Hochberg),
+    is 0.05 or less and it has changed by 5 % or more of itself. Halves of fewer than seven days hold different
+    weekdays: that is said, and lowers the severity by one grade.
 
     Columns: kind (events, visitors, sessions, conversion), what, before, after (counts; of a conversion shares of the
     visitors), change with its 95 % interval low and high (relative; of a conversion the difference), p, p_adjusted, and
@@ -74,7 +74,8 @@ def changes(events: EventReader, asked: TimeRange, gap_minutes: int) -> Answer:
     """
     gap = gap_minutes * MINUTE
     first = events.sql("SELECT min(epoch_us(timestamp)) AS at FROM events")["at"][0].as_py()
-    days = compared_days(asked, _EPOCH + timedelta(microseconds=first)) if first is not None else None
+    known = asked.end if events.watermark is None else events.watermark
+    days = compared_days(asked, moment(first), known) if first is not None else None
     if days is None:
         return Answer(_SCHEMA.empty_table())
     compared = compare(events, days, gap)

@@ -22,6 +22,7 @@ U8 = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 
 MINUTE = 60_000_000
+_SPARSE = 0.03
 _SESSION_SEED = 0x5E55
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
@@ -69,6 +70,21 @@ def read(batch: EventBatch, name: U8) -> Columns:
         client=client,
         name=name,
     )
+
+
+def places(mask: Mask) -> I64:
+    """Where ``mask`` (n,) is true, ascending: ``np.flatnonzero``, three times as fast where 3 to 10 % are.
+
+    From a tenth on, NumPy walks through all of a mask without a branch; below that it looks for the next true one
+    again and again. More true ones at the end make it walk.
+    """
+    n = len(mask)
+    if not n * _SPARSE < np.count_nonzero(mask) <= n // 10:
+        return np.flatnonzero(mask)
+    padded = np.ones(n + n // 8 + 1, np.bool_)
+    padded[:n] = mask
+    found: I64 = np.flatnonzero(padded)[: n - len(padded)]
+    return found
 
 
 def runs(ordered: I64 | U64) -> I64:

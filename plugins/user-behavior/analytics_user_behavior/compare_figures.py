@@ -38,7 +38,8 @@ class Sums(NamedTuple):
     def of(cls, figures: F64, first: int) -> Sums:
         """``figures`` has the shape ``(16, visitors)``."""
         seen = figures[[EVENTS, FIGURES + EVENTS]].any(axis=0)
-        return cls(figures.sum(axis=1), figures @ figures.T, int(seen.sum()), first)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return cls(figures.sum(axis=1), figures @ figures.T, int(seen.sum()), first)
 
     def plus(self, other: Sums) -> Sums:
         return Sums(
@@ -97,13 +98,18 @@ def _row(metric: str, whole: Sums, part: int, whole_of: int | None = None) -> Ro
 
 
 def _variance(whole: Sums, slope: F64) -> float:
-    """Of a statistic with this gradient; 0 for what is nothing but the rounding of figures that do not vary."""
-    found, scale = float(slope @ whole.products @ slope), float(slope**2 @ np.diag(whole.products))
-    return found if found > 1e-12 * scale else 0.0
+    """Of a statistic with this gradient; 0 for what is nothing but the rounding of figures that do not vary, or is
+    beyond every float."""
+    some = np.flatnonzero(slope)  # sums that are beyond every float say nothing of the others
+    slope, products = slope[some], whole.products[np.ix_(some, some)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found, scale = float(slope @ products @ slope), float(slope**2 @ np.diag(products))
+    return found if 1e-12 * scale < found < math.inf else 0.0
 
 
-def answer(rows: Sequence[Row], titles: Sequence[str], whole: Sums, *, covered: bool) -> Answer:
-    """``covered``: whether both sides are known whole; of others nothing is said."""
+def answer(rows: Sequence[Row], titles: Sequence[str], whole: Sums, *, covered: bool, like: bool) -> Answer:
+    """``covered``: whether both sides are known whole; of others nothing is said. ``like``: whether they have the same
+    weekdays; of others that is said."""
 
     def column(values: Sequence[float | None]) -> pa.Array:
         return pa.array(values, pa.float64())
@@ -123,7 +129,7 @@ def answer(rows: Sequence[Row], titles: Sequence[str], whole: Sums, *, covered: 
         "p_value": column([r.difference and r.difference.p_value for r in rows]),
     }
     enough = covered and min(whole.total[PERSONS], whole.total[FIGURES + PERSONS]) >= _LEAST_TOLD
-    told = [insight for r in rows if enough and (insight := _finding(r, titles, len(rows)))]
+    told = [insight for r in rows if enough and (insight := _finding(r, titles, len(rows), like))]
     told.sort(key=lambda insight: -abs(math.log(insight.data["ratio"])))
     advice = [
         Recommendation(
@@ -135,7 +141,7 @@ def answer(rows: Sequence[Row], titles: Sequence[str], whole: Sums, *, covered: 
     return Answer(pa.table(columns), told, advice, Chart(kind="bar", x="metric", y=("ratio",)))
 
 
-def _finding(row: Row, titles: Sequence[str], rows: int) -> Insight | None:
+def _finding(row: Row, titles: Sequence[str], rows: int, like: bool) -> Insight | None:
     """A figure whose p-value, times the number of rows (Bonferroni), is below 5 %, and that differs by 1 % or more."""
     apart, times = row.difference, row.ratio
     if apart is None or times is None or row.value is None or row.other is None:
@@ -151,7 +157,7 @@ def _finding(row: Row, titles: Sequence[str], rows: int) -> Insight | None:
         title=f"{figure.capitalize()}: {abs(100 * (times.estimate - 1)):.0f} % {word} in {titles[0]}",
         description=f"{figure.capitalize()} was {row.value:.6g} in {titles[0]} and {row.other:.6g} in {titles[1]}: "
         f"{100 * (times.estimate - 1):+.1f} %, with 95 % confidence between {low:+.1f} % and {high:+.1f} % "
-        f"(p = {p:.2g}, for {rows} figures compared).",
+        f"(p = {p:.2g}, for {rows} figures compared).{'' if like else ' The two hold different weekdays.'}",
         confidence=1 - p,
         data={
             "metric": row.metric,
@@ -161,5 +167,6 @@ def _finding(row: Row, titles: Sequence[str], rows: int) -> Insight | None:
             "low": times.interval.low,
             "high": times.interval.high,
             "p_value": p,
+            "size": math.log(times.estimate),
         },
     )

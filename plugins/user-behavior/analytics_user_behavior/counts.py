@@ -20,6 +20,8 @@ OTHER: Final = "(other)"
 NONE: Final = "(none)"
 _DENSE: Final = 1 << 20
 """Codes below this are counted in a table, others are sorted."""
+_TABLE: Final = 1 << 24
+"""Keys below this are marked in a table, others are sorted."""
 _BITS: Final = 63
 
 
@@ -82,6 +84,15 @@ def distinct(values: I64) -> I64:
     """Each value once, ascending."""
     ordered = values if (values[1:] >= values[:-1]).all() else np.sort(values)
     return ordered[firsts(ordered)]
+
+
+def once(keys: I64, bound: int) -> I64:
+    """Each key once, ascending; they are in ``[0, bound)``, in any order."""
+    if bound > _TABLE:
+        return distinct(keys)
+    table = np.zeros(bound, np.bool_)
+    table[keys] = True
+    return np.flatnonzero(table)
 
 
 def firsts(ordered: npt.NDArray[Any]) -> I64:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_core import Answer, Chart, EventReader, Insight, TimeRange, UserOrder
-from analytics_user_behavior.activity import active, fold
+from analytics_user_behavior.activity import active, fold, having
 from analytics_user_behavior.calendar import Periods, periods
 from analytics_user_behavior.columns import I64, Mask
 from analytics_user_behavior.figures import ratio, shown
@@ -53,7 +53,7 @@ def engagement(events: EventReader, asked: TimeRange, parameters: Mapping[str, A
         }
     )
     visitors = int(found[2]) if found else 0
-    insights = _findings(dau, mau, visitors, complete & (covered == MONTH))
+    insights = _findings(dau, mau, visitors, complete & (covered == MONTH), having(parameters.get("event", "")))
     return Answer(table, insights, (), Chart(kind="line", x="day", y=("dau", "wau", "mau")))
 
 
@@ -91,15 +91,16 @@ def _trailing(day: I64, last: I64, n: int, widths: Sequence[int]) -> list[I64]:
     return counts
 
 
-def _findings(dau: I64, mau: I64, visitors: int, whole: Mask) -> list[Insight]:
+def _findings(dau: I64, mau: I64, visitors: int, whole: Mask, doing: str) -> list[Insight]:
+    """``doing`` says with which events visitors are active."""
     visits = int(dau.sum())
     if not visitors:
         return []
     found = [
         Insight(
             key="visits",
-            title=f"A visitor was active on {visits / visitors:.1f} days",
-            description=f"{visitors} visitors were active on {visits} visitor-days in {len(dau)} days.",
+            title=f"A visitor{doing} was active on {visits / visitors:.1f} days",
+            description=f"{visitors} visitors{doing} were active on {visits} visitor-days in {len(dau)} days.",
             data={"visitors": visitors, "visitor_days": visits, "days": len(dau)},
         )
     ]
@@ -109,9 +110,9 @@ def _findings(dau: I64, mau: I64, visitors: int, whole: Mask) -> list[Insight]:
         found.append(
             Insight(
                 key="stickiness",
-                title=f"Stickiness is {usual:.1%}",
+                title=f"Stickiness{doing} is {usual:.1%}",
                 description=f"On the {int(some.sum())} whole days with 30 days of data up to them, {usual:.1%} of the "
-                "month's visitors were active on the average day.",
+                f"month's visitors{doing} were active on the average day.",
                 data={"stickiness": usual, "days": int(some.sum())},
             )
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_core import Answer, Chart, EventReader, Insight, TimeRange, UserOrder
-from analytics_user_behavior.activity import active, filters_of
+from analytics_user_behavior.activity import active, filters_of, having
 from analytics_user_behavior.calendar import periods
 from analytics_user_behavior.columns import I64, MINUTE
 from analytics_user_behavior.counts import Counted, added, counted
@@ -39,7 +39,7 @@ def frequency(events: EventReader, asked: TimeRange, parameters: Mapping[str, An
     """
     what: What = parameters["count"]
     meant = filters_of(parameters.get("event", ""))
-    marks = {"event": meant} if meant else {}
+    marks = {"event.where": meant} if meant else {}
     step = _counting(what, asked, gap_minutes * MINUTE)
     found = added(events.in_user_order(step, marks=marks, marked_only=bool(marks)))
     begins = _bins(int(found.code.max(initial=0)))
@@ -59,7 +59,12 @@ def frequency(events: EventReader, asked: TimeRange, parameters: Mapping[str, An
             "share_of_total": shown(ratio(total, np.full(n, total.sum()))),
         }
     )
-    return Answer(table, _findings(found, what), (), Chart(kind="bar", x="at_least", y=("users",)))
+    return Answer(
+        table,
+        _findings(found, what, having(parameters.get("event", ""))),
+        (),
+        Chart(kind="bar", x="at_least", y=("users",)),
+    )
 
 
 def _counting(what: What, asked: TimeRange, gap: int) -> Callable[[UserOrder], Counted]:
@@ -97,18 +102,19 @@ def quantile(found: Counted, q: float) -> int:
     return int(found.code[np.searchsorted(upto, q - 1e-12)])
 
 
-def _findings(found: Counted, what: What) -> list[Insight]:
+def _findings(found: Counted, what: What, doing: str) -> list[Insight]:
+    """``doing`` says which events count."""
     n = int(found.times.sum())
     if n < _LEAST:
         return []
     quantiles = {f"p{q * 100:.0f}": quantile(found, q) for q in QUANTILES}
     total = int(found.times @ found.code)
-    things = "active days" if what == "days" else what
+    things = ("such " if doing else "") + ("active days" if what == "days" else what)
     return [
         Insight(
             key=f"{what}-per-visitor",
-            title=f"Half of the visitors have {quantiles['p50']} {things} or fewer",
-            description=f"{n} visitors have {total} {things}, {total / n:.1f} on average; one in ten has "
+            title=f"Half of the visitors{doing} have {quantiles['p50']} {things} or fewer",
+            description=f"{n} visitors{doing} have {total} {things}, {total / n:.1f} on average; one in ten has "
             f"{quantiles['p90']} or more.",
             data={"visitors": n, "total": total, "mean": total / n, **quantiles, "max": int(found.code[-1])},
         )

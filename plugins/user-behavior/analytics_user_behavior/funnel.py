@@ -1,11 +1,54 @@
-"""The analysis ``funnel``: how many visitors go through a sequence of steps in time, and where they are lost."""
+"""The analysis ``funnel``: how many visitors go through a sequence of steps in time, and where they are lost.
+
+One row per step, for each value when ``breakdown`` asks for them.
+
+**Who.** ``by: user`` counts persons; ``by: session`` counts sessions (`session_order`), and what follows is said of
+the events of one session. Only events in the range that hold the question's filters are seen.
+
+**Chains.** A chain of k steps is k different events of one visitor that come after one another in the order
+(timestamp, partition, seq); the i-th fits step i, and the last is at most ``window`` after the first. A visitor
+has reached step k when there is a chain of k steps.
+
+- ``ordered``: any other events may come between. This is the level of ClickHouse's ``windowFunnel`` without a mode,
+  but for two things: there equal times are ordered by the number of the step, here by seq; and there one event may
+  stand for two steps, here it never does (``strict_once``).
+- ``strict``: between the events of the steps k and k + 1, no event of the visitor comes that fits none of the steps
+  1 to k, whatever its name: only repetitions may. That is what ``strict_order`` of ClickHouse tolerates; but there
+  the first other event ends the search for good, while here the next event of step 1 begins a new attempt.
+- ``any``: the steps may come in any order, and row k tells who has done any k of them: k events, each for another
+  step. An event that fits several steps stands for the first of them; a step that is listed m times needs m events.
+
+**Exclusions.** No event of an exclusion comes between the events of the steps k and k + 1 of a chain, where k is
+its ``after``; without ``after``, none between the first and the last event. The events of the chain itself are
+never between.
+
+**Hold.** With a property to hold, the funnel is asked for each value of it as if the visitor had done nothing but
+the events with this value (steps, exclusions and others alike); what it did with any of them counts.
+
+**Open.** Who has reached step k < last and no more is *open* when some chain of that visitor, of any length, may
+still go on: its window is not over at the end of what is known (the earlier of the range's end and the watermark),
+nothing has ended it, and its session may go on: one without a client's id is over after the gap. The others are
+*dropped*. So users = next step's users + dropped + open.
+
+**Times** of step k are those of the chain of k steps that ends first, for each visitor; if several end there, of
+one that has begun latest, with each event the latest before the next (in ``any`` order: the earliest of its step
+from the begin on). They are seconds, from its last event but one and from its first; quantiles are linear between
+neighbours, over visitors.
+
+**Breakdown.** A visitor is of the value at the first event of its longest chain (as for the times). The ``top``
+values by visitors, ties by value, then "(other)" and "(none)", each when there is one.
+
+Columns: step (from 1), event, users, conversion_from_start, conversion_from_previous, dropped, open,
+p50_seconds_from_previous, p90_seconds_from_previous, p50_seconds_from_start, p90_seconds_from_start; with a
+breakdown ``value`` before them.
+Conversions are null when nobody was there to convert, times are null for step 1 and when nobody got there.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,8 +56,10 @@ import numpy as np
 
 from analytics_core import Answer, EventReader, ParameterError, UserOrder
 from analytics_user_behavior.activity import filters_of
+from analytics_user_behavior.calendar import micros
 from analytics_user_behavior.chains import Found, Runs, changes, in_any_order, in_order
 from analytics_user_behavior.columns import I64, MINUTE, Mask
+from analytics_user_behavior.fields import valued
 from analytics_user_behavior.funnel_figures import Outcome, answer
 from analytics_user_behavior.session_order import by_session
 
@@ -22,8 +67,6 @@ LEAST_STEPS, MOST_STEPS = 2, 20
 LONGEST = 3650 * 86_400
 """Seconds of the longest window."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Plan(NamedTuple):
@@ -56,92 +99,46 @@ class Units(NamedTuple):
 
 
 def funnel(events: EventReader, asked: Mapping[str, Any], gap_minutes: int) -> Answer:
-    """One row per step, for each value when ``breakdown`` asks for them.
+    """The answer as it is defined above.
 
     ``asked`` has ``steps`` (2 to 20 of ``{"event", "where"}``), ``window``, ``order``, ``by``, ``exclude`` (``{"event",
     "where", "after"}``), ``hold``, ``breakdown`` and ``top``, as the manifest declares them. ``where`` are filters as a
     request writes them.
 
-    **Who.** ``by: user`` counts persons; ``by: session`` counts sessions (`session_order`), and what follows is said of
-    the events of one session. Only events in the range that hold the question's filters are seen.
-
-    **Chains.** A chain of k steps is k different events of one visitor that come after one another in the order
-    (timestamp, partition, seq); the i-th fits step i, and the last is at most ``window`` after the first. A visitor
-    has reached step k when there is a chain of k steps.
-
-    - ``ordered``: any other events may come between. This is the level of ClickHouse's ``windowFunnel`` without a mode,
-      but for two things: there equal times are ordered by the number of the step, here by seq; and there one event may
-      stand for two steps, here it never does (``strict_once``).
-    - ``strict``: between the events of the steps k and k + 1, no event of the visitor comes that fits none of the steps
-      1 to k, whatever its name: only repetitions may. That is what ``strict_order`` of ClickHouse tolerates; but there
-      the first other event ends the search for good, while here the next event of step 1 begins a new attempt.
-    - ``any``: the steps may come in any order, and row k tells who has done any k of them: k events, each for another
-      step. An event that fits several steps stands for the first of them; a step that is listed m times needs m events.
-
-    **Exclusions.** No event of an exclusion comes between the events of the steps k and k + 1 of a chain, where k is
-    its ``after``; without ``after``, none between the first and the last event. The events of the chain itself are
-    never between.
-
-    **Hold.** With a property to hold, the funnel is asked for each value of it as if the visitor had done nothing but
-    the events with this value (steps, exclusions and others alike); what it did with any of them counts.
-
-    **Open.** Who has reached step k < last and no more is *open* when some chain of that visitor, of any length, may
-    still go on: its window is not over at the end of what is known (the earlier of the range's end and the watermark),
-    and nothing has ended it. The others are *dropped*. So users = next step's users + dropped + open.
-
-    **Times** of step k are those of the chain of k steps that ends first, for each visitor; if several end there, of
-    one that has begun latest, with each event the latest before the next (in ``any`` order: the earliest of its step
-    from the begin on). They are seconds, from its last event but one and from its first; quantiles are linear between
-    neighbours, over visitors.
-
-    **Breakdown.** A visitor is of the value at the first event of its longest chain (as for the times). The ``top``
-    values by visitors, ties by value, then "(other)" and "(none)", each when there is one.
-
-    Columns: step (from 1), event, users, conversion_from_start, conversion_from_previous, dropped, open,
-    p50_seconds_from_previous, p90_seconds_from_previous, p50_seconds_from_start, p90_seconds_from_start; with a
-    breakdown ``value`` before them.
-    Conversions are null when nobody was there to convert, times are null for step 1 and when nobody got there.
-
     :raises ParameterError: naming the parameter and what would be valid.
     """
-    steps = asked["steps"]
-    if not LEAST_STEPS <= len(steps) <= MOST_STEPS:
-        raise ParameterError("steps", f"{len(steps)} given; valid are {LEAST_STEPS} to {MOST_STEPS}")
-    exclusions = asked.get("exclude", [])
-    marks, places = _marks([*_listed("steps", steps), *_listed("exclude", exclusions)])
-    known = min(events.range.end, events.watermark or events.range.end)
-    window = asked.get("window", "1d")
-    plan = Plan(
-        steps=places[: len(steps)],
-        exclusions=_exclusions(exclusions, places[len(steps) :], len(steps), asked.get("order", "ordered")),
-        order=asked.get("order", "ordered"),
-        window=window_seconds(window) * 1_000_000,
-        gap=gap_minutes * MINUTE if asked.get("by") == "session" else None,
-        hold=asked.get("hold"),
-        breakdown=asked.get("breakdown"),
-        until=(known - _EPOCH) // _MICROSECOND,
+    plan, marks = _plan(events, asked, gap_minutes)
+    parts = events.in_user_order(
+        partial(_outcome, plan=plan),
+        marks=marks,
+        values=[field for field in dict.fromkeys((plan.hold, plan.breakdown)) if field is not None],
+        marked_only=plan.order != "strict" and plan.gap is None,
     )
-    parts = _parts(events, plan, marks)
-    names = [str(step["event"]) for step in steps]
+    names = [str(step["event"]) for step in asked["steps"]]
     if plan.order == "any":
         names = [f"any {k} of {len(names)}" for k in range(1, len(names) + 1)]
-    return answer(names, parts, asked.get("top", 10) if plan.breakdown else None, window)
+    return answer(names, parts, asked.get("top", 10) if plan.breakdown else None, asked.get("window", "1d"))
 
 
-def _parts(events: EventReader, plan: Plan, marks: Mapping[str, Any]) -> list[Outcome]:
-    fields = {"hold": plan.hold, "breakdown": plan.breakdown}
-    try:
-        return events.in_user_order(
-            partial(_outcome, plan=plan),
-            marks=marks,
-            values=[field for field in dict.fromkeys(fields.values()) if field is not None],
-            marked_only=plan.order != "strict" and plan.gap is None,
-        )
-    except ParameterError as error:
-        if error.parameter != "values":
-            raise
-        given = " or ".join(name for name, field in fields.items() if field is not None)
-        raise ParameterError(given, str(error).removeprefix("values: ")) from None
+def _plan(events: EventReader, asked: Mapping[str, Any], gap_minutes: int) -> tuple[Plan, dict[str, Any]]:
+    """The checked question, and the marks that it needs."""
+    steps, exclusions, order = asked["steps"], asked.get("exclude", []), asked.get("order", "ordered")
+    if not LEAST_STEPS <= len(steps) <= MOST_STEPS:
+        raise ParameterError("steps", f"{len(steps)} given; valid are {LEAST_STEPS} to {MOST_STEPS}")
+    marks, places = _marks([*_listed("steps", steps), *_listed("exclude", exclusions)])
+    known = min(events.range.end, events.watermark or events.range.end)
+    hold, breakdown = (valued(asked[name], name) if asked.get(name) else None for name in ("hold", "breakdown"))
+    plan = Plan(
+        steps=places[: len(steps)],
+        exclusions=_exclusions(exclusions, places[len(steps) :], len(steps), order),
+        order=order,
+        window=window_seconds(asked.get("window", "1d")) * 1_000_000,
+        gap=gap_minutes * MINUTE if asked.get("by") == "session" else None,
+        hold=hold,
+        breakdown=breakdown,
+        until=micros(known),
+    )
+    return plan, marks
 
 
 def window_seconds(window: str, parameter: str = "window") -> int:
@@ -211,10 +208,19 @@ def _outcome(part: UserOrder, plan: Plan) -> Outcome:
         from_start.append((events.at[last] - events.at[first]) / 1e6)
     going = np.zeros(len(level), np.bool_)
     going[units.unit[found.open]] = True
+    if plan.gap is not None:
+        going &= ~_over(events, plan.gap, plan.until)
     some = level > 0
     value = None if plan.breakdown is None else events.values[plan.breakdown][origin[some]]
     words = () if plan.breakdown is None else events.words[plan.breakdown]
     return Outcome(level[some], (going & (level < len(plan.steps)))[some], from_previous, from_start, value, words)
+
+
+def _over(sessions: UserOrder, gap: int, until: int) -> Mask:
+    """Which sessions can get no more events: those without a client's id after the gap, shape ``(sessions,)``."""
+    last = sessions.end - 1
+    over: Mask = (sessions.session[last] == 0) & (sessions.at[last] + gap < until)
+    return over
 
 
 def _units(part: UserOrder, plan: Plan) -> Units:

@@ -142,7 +142,7 @@ def _loss(names: Sequence[str], rows: Rows, window: str) -> Told | None:
     spread = math.sqrt(max(int(lost[worst]) + second - apart * apart / n, 1e-9))
     insight = Insight(
         key="drop-off",
-        title=f"Most visitors are lost between {here} and {there}",
+        title=f"The largest loss is between {here} and {there}",
         description=f"{lost[worst]} of the {reached} who reached step {worst + 1} ({here}) did not reach step "
         f"{worst + 2} ({there}) within {window} ({share:.0%}), and {rows.open[worst]} still may; {rows.users[-1]} of "
         f"{n} came to the end.",
@@ -204,54 +204,71 @@ def _delay(names: Sequence[str], rows: Rows, whole: Outcome) -> Told | None:
     return insight, advice
 
 
-def _differences(names: Sequence[str], rows: Sequence[Rows]) -> list[Told]:
-    """The value whose visitors come to the end more or less often than all others, by `intervals.newcombe`.
+class _Apart(NamedTuple):
+    """A value against all others: visitors and conversions of both, and the p-value for all ``compared`` values."""
 
-    Values with fewer than `_LEAST` visitors, or with so many others, are passed over; the p-value is multiplied by the
-    number of values that are compared (Bonferroni).
-    """
-    users, ended = sum(int(r.users[0]) for r in rows), sum(int(r.users[-1]) for r in rows)
-    compared: list[tuple[Rows, Compared]] = []
-    for r in rows:
-        mine, done = int(r.users[0]), int(r.users[-1])
-        found = newcombe(done, mine, ended - done, users - mine)
-        if found is not None and mine >= _LEAST and users - mine >= _LEAST and r.value != OTHER:
-            compared.append((r, found))
-    if not compared:
+    value: str | None
+    users: int
+    converted: int
+    others: int
+    others_converted: int
+    found: Compared
+    p: float
+    compared: int
+
+
+def _differences(names: Sequence[str], rows: Sequence[Rows]) -> list[Told]:
+    """The value whose visitors come to the end more or less often than all others, if that is no chance."""
+    apart = _surest(rows)
+    if apart is None or apart.p > 1 - CONFIDENCE or not apart.found.interval.excludes(0):
         return []
-    r, found = min(compared, key=lambda pair: (pair[1].p_value, -abs(pair[1].estimate)))
-    p = min(1.0, found.p_value * len(compared))
-    if p > 1 - CONFIDENCE or not found.interval.excludes(0):
-        return []
-    mine, done = int(r.users[0]), int(r.users[-1])
-    share, rest = done / mine, (ended - done) / (users - mine)
-    word = "more" if found.estimate > 0 else "less"
+    share, rest = apart.converted / apart.users, apart.others_converted / apart.others
+    (low, high), word = apart.found.interval, "more" if apart.found.estimate > 0 else "less"
     insight = Insight(
-        key=f"breakdown:{r.value}",
-        title=f"{r.value} converts {word} often than the rest",
-        description=f"{done} of the {mine} with {r.value} came from {names[0]} to the end ({share:.1%}), of all others "
-        f"{rest:.1%}: a difference of {100 * found.estimate:+.1f} points, with 95 % confidence between "
-        f"{100 * found.interval.low:+.1f} and {100 * found.interval.high:+.1f} (p = {p:.2g}, for "
-        f"{len(compared)} values compared).",
-        confidence=1 - p,
+        key=f"breakdown:{apart.value}",
+        title=f"{apart.value} converts {word} often than the rest",
+        description=f"{apart.converted} of the {apart.users} with {apart.value} came from {names[0]} to the end "
+        f"({share:.1%}), of all others {rest:.1%}: a difference of {100 * apart.found.estimate:+.1f} points, with 95 % "
+        f"confidence between {100 * low:+.1f} and {100 * high:+.1f} (p = {apart.p:.2g}, for {apart.compared} values "
+        "compared).",
+        confidence=1 - apart.p,
         data={
-            "value": r.value,
-            "users": mine,
-            "converted": done,
+            "value": apart.value,
+            "users": apart.users,
+            "converted": apart.converted,
             "conversion": share,
-            "others_users": users - mine,
-            "others_converted": ended - done,
+            "others_users": apart.others,
+            "others_converted": apart.others_converted,
             "others_conversion": rest,
-            "difference": found.estimate,
-            "low": found.interval.low,
-            "high": found.interval.high,
-            "p_value": p,
+            "difference": apart.found.estimate,
+            "low": low,
+            "high": high,
+            "p_value": apart.p,
         },
     )
     advice = Recommendation(
-        title=f"Find out what is different for {r.value}",
+        title=f"Find out what is different for {apart.value}",
         description=f"It converts {word} often than the rest by more than chance explains. Ask for the same funnel "
         "with a filter on this value, and see at which step it differs.",
         insight=insight.key,
     )
     return [(insight, advice)]
+
+
+def _surest(rows: Sequence[Rows]) -> _Apart | None:
+    """The value that differs most surely from all others, by `intervals.newcombe`.
+
+    Values with fewer than `_LEAST` visitors, or with so many others, are passed over; the p-value is multiplied by the
+    number of values that are compared (Bonferroni).
+    """
+    users, ended = sum(int(r.users[0]) for r in rows), sum(int(r.users[-1]) for r in rows)
+    compared = []
+    for r in rows:
+        mine, done = int(r.users[0]), int(r.users[-1])
+        found = newcombe(done, mine, ended - done, users - mine)
+        if found is not None and min(mine, users - mine) >= _LEAST and r.value != OTHER:
+            compared.append(_Apart(r.value, mine, done, users - mine, ended - done, found, found.p_value, 1))
+    if not compared:
+        return None
+    best = min(compared, key=lambda apart: (apart.p, -abs(apart.found.estimate)))
+    return best._replace(p=min(1.0, best.p * len(compared)), compared=len(compared))

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from analytics_core import Insight, Recommendation
-from analytics_user_behavior.activity import Asked, told
+from analytics_user_behavior.activity import Asked, name_of
 from analytics_user_behavior.counts import OTHER
 from analytics_user_behavior.intervals import normal_cdf, wilson
 from analytics_user_behavior.transitions import EXIT
@@ -87,8 +87,8 @@ def missing(asked: Mapping[str, Asked], names: Sequence[str]) -> list[Insight]:
     """That events which are asked for by name do not exist, by parameter, and which names are near."""
     found = []
     for parameter, event in asked.items():
-        name = told(event)
-        if name in names or not names or (not isinstance(event, str) and "event" not in event):
+        name = name_of(event)
+        if name in names or not names or not name:
             continue
         close = get_close_matches(name, names, 3)
         near = f"; near are {', '.join(close)}" if close else ""

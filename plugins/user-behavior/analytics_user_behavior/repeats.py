@@ -11,6 +11,7 @@ from analytics_core import Answer, Chart, EventReader, Insight, Recommendation, 
 from analytics_user_behavior.activity import filters_of
 from analytics_user_behavior.columns import I64
 from analytics_user_behavior.counts import NONE, Counted, added, counted, distinct, firsts, listed
+from analytics_user_behavior.fields import valued
 from analytics_user_behavior.intervals import wilson
 
 TIMES: Final = 3
@@ -48,12 +49,13 @@ def repeats(events: EventReader, given: Mapping[str, Any]) -> Answer:
     Columns: event, [breakdown,] episodes, repeats, longest, users, share.
     """
     breakdown, limit = given.get("breakdown"), given.get("limit", LIMIT)
+    values = [valued(breakdown, "breakdown")] if breakdown else []
     times, micros = given.get("times", TIMES), round(given.get("seconds", SECONDS) * 1e6)
-    marks = {"event": filters_of(given["event"])} if given.get("event") else {}
+    marks = {"event.where": filters_of(given["event"])} if given.get("event") else {}
     parts = events.in_user_order(
         lambda part: _repeats(part, times, micros, breakdown),
         marks=marks,
-        values=[breakdown] if breakdown else [],
+        values=values,
         marked_only=bool(marks),
     )
     rows = _rows(parts, limit) if parts else []

@@ -10,7 +10,7 @@ import numpy as np
 from analytics_core import Answer, Chart, EventReader, Insight, Recommendation, UserOrder
 from analytics_user_behavior.activity import filters_of, told
 from analytics_user_behavior.columns import I64
-from analytics_user_behavior.counts import distinct, listed
+from analytics_user_behavior.counts import listed, once
 from analytics_user_behavior.intervals import newcombe, risk_ratio
 from analytics_user_behavior.path_findings import missing
 from analytics_user_behavior.session_order import spans
@@ -21,7 +21,6 @@ LIMIT: Final = 20
 LEAST: Final = 10
 _LEAST_GROUP = 30
 _RATE = 0.05
-_TABLE: Final = 1 << 24
 
 
 class _Groups(NamedTuple):
@@ -53,7 +52,7 @@ def separators(events: EventReader, given: Mapping[str, Any]) -> Answer:
     Columns: event, converters, converter_share, others, other_share, lift, lift_low, lift_high, p_value, q_value.
     """
     goal, limit, least = given["goal"], given.get("limit", LIMIT), given.get("least", LEAST)
-    parts = events.in_user_order(_groups, marks={"goal": filters_of(goal)})
+    parts = events.in_user_order(_groups, marks={"goal.where": filters_of(goal)})
     found = _added(parts) if parts else None
     rows = _rows(found, least) if found is not None else []
     columns = {"event": str, "converters": int, "converter_share": float, "others": int, "other_share": float}
@@ -67,11 +66,11 @@ def separators(events: EventReader, given: Mapping[str, Any]) -> Answer:
 
 def _groups(part: UserOrder) -> _Groups:
     names, start = len(part.names), part.start()
-    goal = marked_places(part.end, part.marks["goal"])
+    goal = marked_places(part.end, part.marks["goal.where"])
     converted = goal >= 0
     lengths = np.where(part.known, np.where(converted, goal, part.end) - start, 0)
     key = np.repeat(np.arange(len(start)), lengths) * names + part.name[spans(start, lengths)]
-    did = _once(key, len(start) * names)
+    did = once(key, len(start) * names)
     hits = converted[did // names]
     return _Groups(
         hits=np.bincount(did[hits] % names, minlength=names),
@@ -80,15 +79,6 @@ def _groups(part: UserOrder) -> _Groups:
         others=int((~converted & part.known).sum()),
         names=part.names,
     )
-
-
-def _once(keys: I64, bound: int) -> I64:
-    """Each key once, ascending."""
-    if bound > _TABLE:
-        return distinct(keys)
-    table = np.zeros(bound, np.bool_)
-    table[keys] = True
-    return np.flatnonzero(table)
 
 
 def _added(parts: Sequence[_Groups]) -> _Groups:

@@ -209,7 +209,7 @@ def _rows(found: _Found, support: _Support, length: int, limit: int, collapse: b
                 "sessions": sessions,
                 "share": sessions / found.sessions,
                 "users": _users(support, code),
-                "lift": occurs / (places * first[names[0]] * chance),
+                "lift": float(occurs / (places * first[names[0]] * chance)),
             }
         )
     return rows

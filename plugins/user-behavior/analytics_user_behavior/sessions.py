@@ -12,6 +12,7 @@ from analytics_core import Answer, Chart, EventReader, Insight, Recommendation, 
 from analytics_user_behavior.calendar import Periods, periods
 from analytics_user_behavior.columns import I64, MINUTE
 from analytics_user_behavior.counts import NONE, OTHER, distinct, quantiles, top
+from analytics_user_behavior.fields import valued
 from analytics_user_behavior.figures import ratio, shown
 from analytics_user_behavior.intervals import newcombe, wilson
 from analytics_user_behavior.session_order import by_session
@@ -69,6 +70,7 @@ def sessions(events: EventReader, asked: TimeRange, gap_minutes: int, given: Map
     if breakdown is None:
         parts = events.in_user_order(lambda part: _tallied(_read(part, days, gap, None), n))
         return _answer({"day": days.begins()}, _added(parts, n), ())
+    valued(breakdown, "breakdown")
     found = _joined(events.in_user_order(lambda part: _read(part, days, gap, breakdown), values=[breakdown]))
     named, value = _ranked(found, given.get("top", TOP))
     tally = _tallied(found._replace(group=found.group * len(named) + value), n * len(named))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from analytics_core import Answer, Chart, EventReader, Insight, TimeRange, UserOrder
-from analytics_user_behavior.activity import active, fold
+from analytics_user_behavior.activity import active, fold, having
 from analytics_user_behavior.calendar import Periods, periods
 from analytics_user_behavior.columns import I64, Mask
 from analytics_user_behavior.figures import ratio, shown
@@ -49,8 +49,9 @@ def stickiness(events: EventReader, asked: TimeRange, parameters: Mapping[str, A
             "complete": over[span],
         }
     )
+    doing = having(parameters.get("event", ""))
     chart = Chart(kind="heatmap", x="days", y=("share",), series="begins")
-    return Answer(table, _findings(users, over, parameters["period"]), (), chart)
+    return Answer(table, _findings(users, over, parameters["period"], doing), (), chart)
 
 
 def _days(days: Periods, of_day: I64, spans: int, longest: int) -> Callable[[UserOrder], tuple[I64]]:
@@ -69,8 +70,8 @@ def _days(days: Periods, of_day: I64, spans: int, longest: int) -> Callable[[Use
     return step
 
 
-def _findings(users: I64, over: Mask, period: str) -> list[Insight]:
-    """How often the visitors of a whole period came, over all that are over."""
+def _findings(users: I64, over: Mask, period: str, doing: str) -> list[Insight]:
+    """How often the visitors of a whole period came, over all that are over; ``doing`` says with which events."""
     counts = users[over].sum(axis=0)
     n = int(counts.sum())
     if n < _LEAST:
@@ -80,9 +81,9 @@ def _findings(users: I64, over: Mask, period: str) -> list[Insight]:
     return [
         Insight(
             key="days",
-            title=f"A visitor of a {period} is active on {mean:.1f} of its days",
-            description=f"Over {int(over.sum())} whole {period}s, {once} of {n} visitors ({once / n:.0%}, each counted "
-            f"once per {period}) were active on one day only.",
+            title=f"A visitor{doing} of a {period} is active on {mean:.1f} of its days",
+            description=f"Over {int(over.sum())} whole {period}s, {once} of {n} visitors{doing} ({once / n:.0%}, each "
+            f"counted once per {period}) were active on one day only.",
             data={"mean_days": mean, "users": n, "one_day": once, "periods": int(over.sum())},
         )
     ]

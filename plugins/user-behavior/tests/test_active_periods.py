@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -134,9 +135,29 @@ def check_lifecycle(table: list[Row], active: set[tuple[str, int]], period: str,
 def test_more_who_go_than_come_are_told_with_advice(ask: Ask) -> None:
     rows = [event(f"u{n}", -3) for n in range(150)] + [event(f"u{n}", 1) for n in range(30)]
     answer = ask(rows, "lifecycle", days(14), midnight(14), period="week")
-    assert answer.insights[0].data == {"new": 0, "resurrecting": 0, "dormant": 150, "net": -150, "periods": 2}
+    counts = {"new": 0, "resurrecting": 0, "dormant": 150, "net": -150, "periods": 2}
+    assert answer.insights[0].data == counts | {"since": FIRST.isoformat(), "p_value": pytest.approx(0, abs=1e-9)}
     assert answer.recommendations[0].insight == answer.insights[0].key
     assert not ask(rows[:50], "lifecycle", days(14), midnight(14), period="week").insights
+
+
+def test_a_balance_that_may_be_chance_is_not_told(ask: Ask) -> None:
+    rows = [event(f"old{n}", -3) for n in range(60)] + [event(f"new{n}", 1) for n in range(100)]
+    (found,) = ask(rows, "lifecycle", days(7), midnight(7), period="week").insights
+    assert (found.title, found.data["net"]) == ("The active visitors grew by 40", 40)
+    assert not ask(rows[:130], "lifecycle", days(7), midnight(7), period="week").insights
+
+
+def test_the_balance_of_days_is_that_of_whole_weeks(ask: Ask) -> None:
+    """A hundred visitors on Saturdays and Sundays: from a Monday to a Friday they are gone twice and come once."""
+    rows = [event(f"u{n}", day) for n in range(100) for day in range(-2, 12) if (FIRST + day * DAY).weekday() >= 5]
+    answer = ask(rows, "lifecycle", days(12), midnight(12), period="day")
+    assert sum(row["dormant"] for row in answer.table.to_pylist()) == 200
+    assert not answer.insights
+
+
+def test_the_begin_of_history_is_no_growth(ask: Ask) -> None:
+    assert not ask([event(f"u{n}", 1) for n in range(150)], "lifecycle", days(7), midnight(7), period="week").insights
 
 
 # --- stickiness ------------------------------------------------------------------------------------------------------

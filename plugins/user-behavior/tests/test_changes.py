@@ -36,9 +36,11 @@ def asked(days: float, end: datetime = END, timezone: str = "UTC") -> TimeRange:
     return TimeRange(end - timedelta(days=days), end, timezone)
 
 
-def changes(rows: Sequence[dict[str, Any]], span: TimeRange) -> Answer:
+def changes(rows: Sequence[dict[str, Any]], span: TimeRange, now: datetime | None = None) -> Answer:
+    """``now`` defaults to the end of the range."""
     question = Question(analysis="changes", tenant="default", range=span, parameters={})
-    with MemoryReader([batch(sorted(rows, key=lambda row: row["timestamp"]))], span) as events:
+    listed = sorted(rows, key=lambda row: row["timestamp"])
+    with MemoryReader([batch(listed, watermark=span.end if now is None else now)], span) as events:
         answer: Answer = started(UserBehavior).insight(question, events)
         return answer
 
@@ -115,6 +117,17 @@ def test_a_day_on_which_the_clocks_change_is_a_day() -> None:
     answer = changes(rows, TimeRange(first.astimezone(UTC), end.astimezone(UTC), "Europe/Berlin"))
     for what in ("tick", "visitors", "sessions"):
         assert (row(answer, what)["before"], row(answer, what)["after"]) == (168, 167)
+
+
+def test_days_that_are_yet_to_come_are_no_fall() -> None:
+    """It is noon of the eleventh of fourteen days: the ten that are over are compared."""
+    now = END - timedelta(days=3, hours=12)
+    rows = [row for row in spread("order", [40] * 14) if row["timestamp"] < now]
+    answer = changes(rows, asked(14), now)
+    assert (row(answer, "order")["before"], row(answer, "order")["after"]) == (200, 200)
+    assert answer.insights == []
+    nearly = changes(spread("order", [40] * 14), asked(14), END - timedelta(minutes=1))
+    assert row(nearly, "order")["after"] == 280, "up to now, as far as the clock tells"
 
 
 def test_what_is_new_and_what_is_gone() -> None:
@@ -232,7 +245,7 @@ def converted(histories: list[list[tuple[int, str]]], first: str, second: str, h
 def test_the_days_are_whole_by_the_wall_clock_and_halves_are_equal(end: datetime, minutes: int, zone: str) -> None:
     stop = end.replace(tzinfo=UTC)
     span = TimeRange(stop - timedelta(minutes=minutes + 1), stop, zone)
-    days = compared_days(span, span.start)
+    days = compared_days(span, span.start, stop)
     if days is None:
         assert minutes < 2 * 24 * 60 + 60
         return

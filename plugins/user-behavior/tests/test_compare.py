@@ -98,7 +98,7 @@ def figures(own: Sequence[Row], mine: Callable[[Row], bool], window: timedelta) 
     numbers = [
         float(row["properties"]["n"])
         for row in rows
-        if row["event"] == "b" and row["properties"]["n"] in (1, 2.5, "3") and row["properties"]["n"] is not True
+        if row["event"] == "b" and type(row["properties"]["n"]) in (int, float)
     ]
     return {
         "events": len(rows),
@@ -211,7 +211,10 @@ def test_a_range_to_compare_with_can_be_named() -> None:
         ({"segments": [{"name": "a", "where": {"plan": 1}}] * 2}, "segments[0].where", "properties.plan"),
         ({"conversion": {"from": "a", "to": "b", "window": "0d"}}, "conversion.window", "'0d' is not valid"),
         ({"conversion": {"from": {"where": {"x": 1}}, "to": "b"}}, "conversion.from.where", "properties.x"),
+        ({"against": {"start": "0001-01-01T00:00:00+14:00"}}, "against.start", "is outside 2000-01-01 to 2100-01-01"),
+        ({"against": {"start": "9999-12-31"}}, "against.start", "is outside 2000-01-01 to 2100-01-01"),
         ({"mean": {"property": "amount"}}, "mean.property", "properties.amount"),
+        ({"mean": {"property": "timestamp"}}, "mean.property", "valid are properties.timestamp and context.x"),
         ({"mean": {"property": "properties.n", "where": {"n": 1}}}, "mean.where", "properties.n"),
     ],
 )
@@ -235,6 +238,13 @@ def test_nothing_at_all_is_an_answer() -> None:
     assert answer.insights == []
 
 
+def test_a_number_beyond_measure_spoils_no_other_figure() -> None:
+    rows = [*crowd(30, 20), event("u1", 2, properties={"n": 1e300}), event("u2", 2, properties={"n": 1})]
+    found = table(ask(rows, mean={"property": "properties.n"}))
+    assert (found["mean"]["value"], found["mean"]["difference_low"]) == (5e299, None)
+    assert found["events"]["difference_low"] < 12 < found["events"]["difference_high"]
+
+
 # --- findings --------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +264,11 @@ def test_a_change_is_told_with_its_interval() -> None:
     assert told["compare:visitors"]["ratio"] == pytest.approx(300 / 151)
     assert told["compare:visitors"]["low"] > 1.5
     assert answer.recommendations[0].insight == answer.insights[0].key
+    assert all("different weekdays" in insight.description for insight in answer.insights), "ten hours before"
+    rows = [event("first", -168), *crowd(300, 0), *(event(f"v{n}", -167) for n in range(150))]
+    week = ask(rows, against={"start": (START - timedelta(days=7)).isoformat()})
+    assert week.insights
+    assert not any("weekdays" in insight.description for insight in week.insights)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -198,7 +199,24 @@ def test_a_property_that_most_events_lack_is_told_with_advice(ask: Ask) -> None:
     assert not ask(rows[:50], "breakdown", RANGE, by="properties.x").insights
 
 
-@pytest.mark.parametrize("by", ["properties.", "properties..x", "context", "plan"])
-def test_what_is_no_field_is_refused(ask: Ask, by: str) -> None:
-    with pytest.raises((ValueError, ParameterError), match="by"):  # by the schema, or by the analysis
-        ask([], "breakdown", RANGE, by=by)
+@pytest.mark.parametrize(
+    ("by", "problem"),
+    [
+        ("properties.", "valid are properties.x, context.x, event"),
+        ("properties..x", "valid are properties.x, context.x, event"),
+        ("timestamp", "'timestamp' cannot be asked for here"),
+        ("plan", "valid are properties.plan, context.x, event"),
+    ],
+)
+def test_what_is_no_field_is_refused(ask: Ask, by: str, problem: str) -> None:
+    for analysis, asked in (("breakdown", {"by": by}), ("patterns", {"kind": "repeats", "breakdown": by})):
+        with pytest.raises(ParameterError, match=re.escape(problem)) as raised:
+            ask([], analysis, RANGE, **asked)
+        assert raised.value.parameter == list(asked)[-1]
+
+
+def test_a_finding_says_which_events_count(ask: Ask) -> None:
+    rows = [{"event": "buy", "user_id": f"u{n}", "timestamp": RANGE.start + timedelta(hours=1)} for n in range(120)]
+    (told,) = ask(rows, "frequency", RANGE, event="buy").insights
+    assert told.title == "Half of the visitors with buy have 1 such events or fewer"
+    assert ask(rows, "engagement", RANGE, event="buy").insights[0].title == "A visitor with buy was active on 1.0 days"

@@ -106,7 +106,7 @@ def groups(unit: Sequence[Row], asked: Mapping[str, Any]) -> list[list[Seen]]:
     found: dict[Any, list[Seen]] = {}
     for place, row in enumerate(unit):
         seen = Seen(
-            at=round((row["timestamp"] - START) / timedelta(minutes=1)),
+            at=minute(row),
             place=place,
             steps=frozenset(k for k, step in enumerate(asked["steps"]) if fits(row, step)),
             excluded=frozenset(x for x, entry in enumerate(exclude) if fits(row, entry)),
@@ -188,7 +188,12 @@ def came(unit: Sequence[Row], asked: Mapping[str, Any], window: int, until: int)
         best[k] = begun[0] if asked["order"] == "any" else begun[-1]
         if asked["order"] != "any":
             assert best[k].previous.place == max(c.previous.place for c in ending), "the latest in every respect"
-    return Came(best, going and len(asked["steps"]) not in best)
+    over = asked["by"] == "session" and unit[-1]["session_id"] is None and minute(unit[-1]) + GAP < until
+    return Came(best, going and not over and len(asked["steps"]) not in best)
+
+
+def minute(row: Row) -> int:
+    return round((row["timestamp"] - START) / timedelta(minutes=1))
 
 
 def expected(rows: Sequence[Row], asked: Mapping[str, Any], minutes: int) -> list[Row]:
@@ -404,6 +409,15 @@ def test_sessions_are_counted_with_and_without_a_client_s_id() -> None:
     assert users(rows, "AB") == [1, 1]
 
 
+def test_a_session_that_is_over_is_open_no_more() -> None:
+    """Without a client's id it ends with the gap, so nobody waits for the rest of the window; with one it may go on."""
+    rows = [event("u", 0, "A"), event("v", 0, "A", session_id="s"), event("w", 5, "A")]
+    table = asking(rows, steps=[{"event": "A"}, {"event": "B"}], by="session").table
+    assert (table["dropped"][0].as_py(), table["open"][0].as_py()) == (1, 2)
+    table = asking(rows, steps=[{"event": "A"}, {"event": "B"}]).table
+    assert (table["dropped"][0].as_py(), table["open"][0].as_py()) == (0, 3)
+
+
 @pytest.mark.parametrize(
     ("where", "reached"),
     [
@@ -479,6 +493,8 @@ def test_nothing_at_all_is_an_answer() -> None:
         ({"exclude": [{"event": "A", "where": [{"op": "="}]}]}, "exclude[0].where", "'field'"),
         ({"breakdown": "platform"}, "breakdown", "properties.platform"),
         ({"hold": "order"}, "hold", "properties.order"),
+        ({"breakdown": "timestamp"}, "breakdown", "'timestamp' cannot be asked for here"),
+        ({"breakdown": "properties.a..b"}, "breakdown", "properties.x, context.x, event"),
     ],
 )
 def test_a_wrong_question_names_its_parameter(asked: dict[str, Any], parameter: str, problem: str) -> None:

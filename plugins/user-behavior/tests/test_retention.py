@@ -200,17 +200,44 @@ def crowd(first: int, users: int, returned: int) -> list[Row]:
 
 
 def test_a_fall_by_more_than_chance_is_told_with_advice(ask: Ask) -> None:
-    answer = ask([*crowd(0, 120, 60), *crowd(14, 120, 20)], "retention", WEEKS, WEEKS.end, period="week", periods=1)
+    rows = [event("old", -28), event("old", 20), *crowd(0, 120, 60), *crowd(14, 120, 20)]
+    answer = ask(rows, "retention", WEEKS, WEEKS.end, period="week", periods=1)
     told = {insight.key: insight for insight in answer.insights}
     assert told["return"].data["users"] == 240
     assert told["return"].data["returned"] == 80
     assert (told["return-change"].data["before"], told["return-change"].data["after"]) == (0.5, 20 / 120)
+    assert told["return-change"].data["since"] == (START + 14 * DAY).date().isoformat()
     assert [advice.insight for advice in answer.recommendations] == ["return-change"]
+
+
+def test_the_begin_of_history_is_no_fall(ask: Ask) -> None:
+    """Who is first seen in the first weeks may be an old visitor; with a start event the first one is what it says."""
+    rows = [event("old", -27), event("old", 20), *crowd(0, 120, 60), *crowd(14, 120, 20)]
+    answer = ask(rows, "retention", WEEKS, WEEKS.end, period="week", periods=1)
+    assert [insight.key for insight in answer.insights] == ["return"]
+    begun = ask(rows, "retention", WEEKS, WEEKS.end, period="week", periods=1, start=rows[0]["event"])
+    assert [insight.key for insight in begun.insights] == ["return", "return-change"]
+
+
+def test_wrong_filters_are_named_where_they_stand(ask: Ask) -> None:
+    with pytest.raises(ParameterError, match=r"start\.where\.plan.*properties\.plan"):
+        ask([event("a", 0)], "retention", WEEKS, start={"where": {"plan": 1}})
+
+
+def test_of_recurring_cohorts_it_is_said_that_a_visitor_counts_in_several(ask: Ask) -> None:
+    answer = ask(crowd(0, 120, 60), "retention", WEEKS, WEEKS.end, period="week", periods=1, cohorts="recurring")
+    assert "Of 180 visitors, each counted in every cohort that it is of, in 2 cohorts" in answer.insights[0].description
+
+
+def test_an_insight_names_the_filters_that_were_asked_with(ask: Ask) -> None:
+    where = {"properties.plan": {"exists": False}}
+    answer = ask(crowd(0, 120, 60), "retention", WEEKS, WEEKS.end, period="week", periods=1, start={"where": where})
+    assert 'began with any event where {"properties.plan": {"exists": false}}, 60' in answer.insights[0].description
 
 
 @pytest.mark.parametrize(("users", "returned", "keys"), [(120, 56, ["return"]), (20, 2, ["return"])])
 def test_chance_and_few_visitors_are_no_change(ask: Ask, users: int, returned: int, keys: list[str]) -> None:
-    rows = [*crowd(0, 120, 60), *crowd(14, users, returned)]
+    rows = [event("old", -28), event("old", 20), *crowd(0, 120, 60), *crowd(14, users, returned)]
     answer = ask(rows, "retention", WEEKS, WEEKS.end, period="week", periods=1)
     assert [insight.key for insight in answer.insights] == keys
     assert not answer.recommendations
