@@ -110,8 +110,8 @@ def post(server: Server, events: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def startup(runs: int) -> dict[str, Any]:
-    """From the command to the first answer on an empty folder, with the processor time until then, which does not
-    depend on what else runs; and the memory when idle."""
+    """From the command to the first answer on an empty folder, with the processor time until the plugins are up, which
+    does not depend on what else runs; and the memory when idle."""
     seconds, cpu, memory = [], [], []
     for _ in range(runs):
         with fresh_server() as server:

@@ -16,6 +16,7 @@ from analytics_core.api.auth import Identity
 from analytics_core.api.operations import Content, Operation, Parameter, read_json, reply
 from analytics_core.api.services import Services
 from analytics_core.errors import NotFoundError, ParameterError
+from analytics_core.metrics.buckets import zone_named
 from analytics_core.metrics.filters import Filter
 from analytics_core.queries.filters import parse_filters
 from analytics_core.queries.projection import Shown, parse_fields
@@ -111,6 +112,7 @@ async def query(request: web.Request, services: Services, identity: Identity) ->
 def events_page(services: Services, tenant: str, wanted: Wanted) -> HistoryPage:
     """One page of events; blocking."""
     given, timezone = wanted.time_range, wanted.timezone or services.timezone(tenant)
+    zone_named(timezone)
     span = None if given is None else time_range(given, timezone, datetime.now(UTC))
     page = services.history.page(
         tenant,

@@ -16,6 +16,7 @@ from analytics_core.api.operations import Content, Operation, Parameter, query_o
 from analytics_core.api.services import Services
 from analytics_core.api.streaming import stream
 from analytics_core.errors import ParameterError, near
+from analytics_core.metrics.buckets import zone_named
 from analytics_core.metrics.filters import Filter
 from analytics_core.queries.export_formats import FORMATS
 from analytics_core.queries.filters import parse_compact
@@ -78,6 +79,7 @@ async def export(request: web.Request, services: Services, identity: Identity) -
     if name not in FORMATS:
         raise ParameterError("format", f"{name[:40]!r} is no format{near(name, FORMATS)}")
     given, timezone = range_of(request), asked.get("timezone") or services.timezone(identity.tenant)
+    zone_named(timezone)
     span = ALL_TIME if given is None else time_range(given, timezone, datetime.now(UTC))
     filters = with_names(_filters(request), request.query.getall("event", None))
     wanted = Wanted(fields=_fields(request))

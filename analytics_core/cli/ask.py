@@ -20,15 +20,15 @@ from rich.text import Text
 
 from analytics_core.cli.ask_drawing import show_answer
 from analytics_core.cli.ask_parameters import described, example, parameters
-from analytics_core.cli.asking import RefusedError, Server, asking_options, show_json
+from analytics_core.cli.ask_table import clean
+from analytics_core.cli.asking import MISTAKES, RefusedError, Server, asking_options, show_json
 from analytics_core.errors import NotFoundError, ServerRefusedError
 
 _SECONDS: Final = 300.0
 _MOMENT: Final = 0.5
 _ENDLESS: Final = 10_000
 _CATALOGUE: Final = "/api/v1/analyses"
-_MISTAKES: Final = frozenset({400, 404, 422})
-"""Statuses that say that the question is wrong."""
+_PARAMETER: Final = "urn:analytics:problem:parameter"
 _SOON: Final = frozenset({"urn:analytics:problem:plugin-starting", "urn:analytics:problem:building"})
 """Problems that say that the same question is answered in a moment."""
 _PATIENCE: Final = 10.0
@@ -80,25 +80,36 @@ def command(
     elif describe:
         _describe(name, server, as_json=as_json)
     else:
-        asked = {**time_parameters(since, timezone), **parameters(typed, file)}
-        answer = question(server, f"{_CATALOGUE}/{quote(name, safe='')}", asked, f"asking {name}")
+        asked = asked_for(since, timezone, parameters(typed, file))
+        answer = question(server, f"{_CATALOGUE}/{quote(name, safe='')}", asked, f"asking {name}", more=_more(name))
         _show(answer, as_json=as_json, as_csv=as_csv)
 
 
-def time_parameters(since: str | None, timezone: str | None) -> dict[str, Any]:
-    """``timeRange`` and ``timezone`` as they are told: a span ends now, as does what begins at a time."""
+def _more(name: str) -> str:
+    return f"see 'analytics ask {name} --describe'"
+
+
+def asked_for(since: str | None, timezone: str | None, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """``typed`` with ``timeRange`` and ``timezone`` of the options: a span ends now, as does what begins at a time.
+
+    :raises RefusedError: when an option and a parameter say the same.
+    """
     given: dict[str, Any] = {}
     if since is not None:
-        given["timeRange"] = {"start": since} if "-" in since else since
+        given["timeRange"] = {"start": since} if "-" in since[1:] else since
     if timezone is not None:
         given["timezone"] = timezone
-    return given
+    for name in given.keys() & typed.keys():
+        option = "--since" if name == "timeRange" else "--timezone"
+        raise RefusedError(f"{option} and the parameter {name!r} say the same; keep one")
+    return {**given, **typed}
 
 
-def question(server: Server, path: str, body: Mapping[str, Any], doing: str) -> dict[str, Any]:
+def question(server: Server, path: str, body: Mapping[str, Any], doing: str, *, more: str = "") -> dict[str, Any]:
     """The server's answer, waited for while the plugin that gives it is on its way up, for ten seconds at most.
 
-    :raises RefusedError: with what the server says when the question is wrong.
+    :raises RefusedError: with what the server says when the question is wrong. Where a parameter does not fit and no
+        near one is known, ``more`` says where to look.
     """
     give_up = time.monotonic() + _PATIENCE
     with _spinning(doing):
@@ -106,8 +117,9 @@ def question(server: Server, path: str, body: Mapping[str, Any], doing: str) -> 
             try:
                 return server.ask("POST", path, _SECONDS, body=body)
             except ServerRefusedError as error:
-                if error.answered in _MISTAKES:
-                    raise RefusedError(error.detail) from error
+                if error.answered in MISTAKES:
+                    helped = not more or error.problem != _PARAMETER or "did you mean" in error.detail
+                    raise RefusedError(error.detail if helped else f"{error.detail}; {more}") from error
                 if error.problem not in _SOON or time.monotonic() >= give_up:
                     raise
             time.sleep(_AGAIN)
@@ -143,6 +155,8 @@ def _show(answer: Mapping[str, Any], *, as_json: bool, as_csv: bool) -> None:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(answer["columns"])
         writer.writerows([_cell(row.get(name)) for name in answer["columns"]] for row in answer["data"])
+        for note in answer.get("notes", ()):
+            click.echo(f"analytics: {clean(note)}", err=True)
     else:
         show_answer(answer, console())
 

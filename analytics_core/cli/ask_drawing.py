@@ -6,43 +6,57 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from analytics_core.cli.ask_table import NOTHING, Column, clean, columns, finite, instant, share
+from analytics_core.cli.ask_bands import tables, triangle
+from analytics_core.cli.ask_table import Column, clean, columns, finite, instant, number, share
 
-_BAR: Final = 24
-_APART: Final = 3
-_LEAST_WORDS: Final = 12
 _LINES: Final = 8
-_EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
-_COLD, _HOT = (24, 36, 58), (38, 166, 154)
 _SHADES: Final = {"info": "", "low": "cyan", "medium": "yellow", "high": "red", "critical": "bold red"}
 
 
 def show_answer(answer: Mapping[str, Any], console: Console) -> None:
-    """Title, rows, findings and freshness. Only a terminal is drawn on."""
+    """Title, rows, notes, findings and freshness. Only a terminal is drawn on."""
     asked = answer["parameters"]
-    heading = title(answer["analysis"], asked["timeRange"], str(asked.get("timezone", "UTC")))
-    console.print(Text(heading, style="bold"), soft_wrap=True)
-    plain = [] if console.is_terminal else [_table(answer, columns(answer), None, console.width)]
-    for part in plain or _drawn(answer, console.width):
+    zone = str(asked.get("timezone", "UTC"))
+    console.print(Text(title(answer["analysis"], asked["timeRange"], zone), style="bold"), soft_wrap=True)
+    for part in _drawn(answer, console):
         console.print(part, soft_wrap=not isinstance(part, Table))
-    show_findings(answer, console)
+    for note in answer.get("notes", ()):
+        _say(Text.assemble(("note: ", "yellow"), clean(note)), console)
+    show_findings(answer, console, zone)
+    if answer.get("quality"):
+        _say(Text(quality(answer["quality"]), style="dim"), console)
 
 
-def show_findings(answer: Mapping[str, Any], console: Console) -> None:
-    """Insights and recommendations, a line each, and how fresh they are."""
-    for insight in answer["insights"]:
-        severity = insight["severity"]
-        words = clean(f"{insight['title']}. {insight['description']}")
-        console.print(Text.assemble((f"{severity}: ", _SHADES.get(severity, "")), words), soft_wrap=True)
+def show_findings(answer: Mapping[str, Any], console: Console, zone: str) -> None:
+    """Each insight, below it what it recommends, and how fresh they are."""
+    advised: dict[str, list[Mapping[str, Any]]] = {}
     for advice in answer["recommendations"]:
-        console.print(Text(clean(f"→ {advice['title']}: {advice['description']}")), soft_wrap=True)
-    console.print(Text(freshness(answer), style="dim"), soft_wrap=True)
+        advised.setdefault(advice["insight"], []).append(advice)
+    for insight in answer["insights"]:
+        severity, query = insight["severity"], insight.get("query")
+        words = clean(f"{insight['title']}. {insight['description']}")
+        source = f" ({clean(query['analysis'])}, confidence {insight['confidence']:.0%})" if query else ""
+        _say(Text.assemble((f"{severity}: ", _SHADES.get(severity, "")), words, (source, "dim")), console)
+        for advice in advised.pop(insight.get("id", insight["key"]), ()):
+            _say(_advice(advice), console)
+    for left in advised.values():
+        for advice in left:
+            _say(_advice(advice), console)
+    _say(Text(freshness(answer, zone), style="dim"), console)
+
+
+def _advice(advice: Mapping[str, Any]) -> Text:
+    return Text(clean(f"  → {advice['title']}: {advice['description']}"))
+
+
+def _say(words: Text, console: Console) -> None:
+    """One paragraph; lines end between words on a terminal, and nowhere else."""
+    console.print(words, soft_wrap=not console.is_terminal)
 
 
 def title(name: str, span: Mapping[str, str], zone: str) -> str:
@@ -51,68 +65,42 @@ def title(name: str, span: Mapping[str, str], zone: str) -> str:
     return f"{name}, {start} to {end} ({zone})"
 
 
-def freshness(answer: Mapping[str, Any]) -> str:
+def freshness(answer: Mapping[str, Any], zone: str = "UTC") -> str:
+    """``as of 2025-01-10 12:00:07 (Europe/Berlin)``, and the log's clock where that is another time."""
     if answer.get("data_as_of") is None:
         return "as of nothing: no event has come yet"
-    return f"as of {answer['data_as_of']} (watermark {answer['watermark']})"
+    known, clock = (instant(answer[key], ZoneInfo(zone)) for key in ("data_as_of", "watermark"))
+    return f"as of {known} ({zone})" + (f", watermark {clock}" if clock != known else "")
+
+
+def quality(found: Mapping[str, Any]) -> str:
+    """``1,204 events in the range: 12 late, 3 duplicates dropped, 0.8% from bots``."""
+    if not found["events"]:
+        return "no event in the range"
+    told = [f"{number(found['late'])} late", f"{number(found['duplicates'])} duplicates dropped"]
+    bots = found.get("bot_share")
+    told += [] if bots is None else [f"{share(bots)} from bots"]
+    return f"{number(found['events'])} events in the range: {', '.join(told)}"
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _drawn(answer: Mapping[str, Any], room: int) -> Iterator[RenderableType]:
-    chart, rows = answer.get("chart") or {}, answer["data"]
-    shown = columns(answer)
-    names, y = [column.name for column in shown], [name for name in chart.get("y", ()) if rows and name in rows[0]]
+def _drawn(answer: Mapping[str, Any], console: Console) -> Iterator[RenderableType]:
+    rows, shown = answer["data"], columns(answer)
+    if not rows:
+        yield Text("(no rows)", style="dim")
+        return
+    chart = (answer.get("chart") or {}) if console.is_terminal else {}
+    names, y = [column.name for column in shown], [name for name in chart.get("y", ()) if name in rows[0]]
     kind = chart.get("kind") if y else None
     if kind == "heatmap" and {chart["x"], chart["series"]} <= set(names):
         yield Text(y[0], style="bold")
-        yield _triangle(rows, chart["x"], y[0], chart["series"], shown)
+        yield from triangle(rows, shown, chart["x"], y[0], chart["series"], console.width)
         return
-    yield _table(answer, shown, y[0] if kind in ("funnel", "bar") else None, room)
+    yield from tables(rows, shown, chart.get("x", ""), y[0] if kind in ("funnel", "bar") else None, console.width)
     if kind == "line":
         yield from _sparklines(rows, y, chart.get("series", ""), {column.name: column for column in shown})
-
-
-def _table(answer: Mapping[str, Any], shown: Sequence[Column], barred: str | None, room: int) -> RenderableType:
-    """Every row; beside the column ``barred`` a bar of its values. Where ``room`` is short, headings wrap and the bars
-    are short, and no number is cut."""
-    if not answer["data"]:
-        return Text("(no rows)", style="dim")
-    cells = {column.name: [column.show(row.get(column.name)) for row in answer["data"]] for column in shown}
-    widths = {name: max(map(len, texts)) for name, texts in cells.items()}
-    needed = sum(max(len(name), width) + _APART for name, width in widths.items()) + (_BAR + _APART if barred else 0)
-    short = needed > room
-    table = _empty_table()
-    laid: list[list[Text]] = []
-    for column in shown:
-        head = Text(column.name.replace("_", " ") if short else column.name)
-        least = min(widths[column.name], _LEAST_WORDS) if not column.number else widths[column.name]
-        table.add_column(
-            head, justify="right" if column.number else "left", min_width=least if short else None, overflow="fold"
-        )
-        laid.append([Text(text) for text in cells[column.name]])
-        if column.name == barred:
-            table.add_column("", no_wrap=True)
-            laid.append(_bars([finite(row.get(barred)) for row in answer["data"]], _BAR // 3 if short else _BAR))
-    for row in zip(*laid, strict=True):
-        table.add_row(*row)
-    return table
-
-
-def _empty_table() -> Table:
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-
-
-def _bars(values: Sequence[float | None], width: int) -> list[Text]:
-    """A bar for each, to an eighth of a character; the longest is ``width`` long, and what is negative is red."""
-    longest = max((abs(value) for value in values if value is not None), default=0.0)
-    bars = []
-    for value in values:
-        whole, rest = divmod(round(abs(value or 0.0) / longest * width * 8), 8) if longest else (0, 0)
-        style = "red" if value is not None and value < 0 else "cyan"
-        bars.append(Text("█" * whole + (_EIGHTHS[rest] if rest else ""), style=style))
-    return bars
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------
@@ -156,32 +144,3 @@ def sparkline(values: Sequence[float | None]) -> str:
     return "".join(
         " " if m is None else _LEVELS[round((m - low) / (high - low) * top) if high > low else 0] for m in means
     )
-
-
-# --- triangles -------------------------------------------------------------------------------------------------------
-
-
-def _triangle(rows: Sequence[Mapping[str, Any]], x: str, y: str, series: str, shown: Sequence[Column]) -> Table:
-    """A row per ``series`` and a column per ``x``, in their order; the greater ``y``, the hotter."""
-    by_name = {column.name: column for column in shown}
-    across = list(dict.fromkeys(row.get(x) for row in rows if row.get(y) is not None))
-    cells = {(row.get(series), row.get(x)): row.get(y) for row in rows}
-    greatest = max((finite(value) or 0.0 for value in cells.values()), default=0.0)
-    table = _empty_table()
-    table.add_column(Text(f"{series} \\ {x}"))
-    for place in across:
-        table.add_column(Text(by_name[x].show(place)), justify="right", no_wrap=True)
-    for group in dict.fromkeys(row.get(series) for row in rows):
-        heat = [_shaded(cells.get((group, place)), greatest, by_name[y]) for place in across]
-        table.add_row(Text(by_name[series].show(group)), *heat)
-    return table
-
-
-def _shaded(value: Any, greatest: float, column: Column) -> Text:
-    size = finite(value)
-    if size is None:
-        return Text(NOTHING, style="dim")
-    heat = max(size, 0.0) / greatest if greatest else 0.0
-    red, green, blue = (round(cold + (hot - cold) * heat) for cold, hot in zip(_COLD, _HOT, strict=True))
-    shown = share(size) if column.show is share else column.show(value)
-    return Text(f" {shown} ", style=f"white on rgb({red},{green},{blue})")

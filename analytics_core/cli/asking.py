@@ -21,6 +21,8 @@ from analytics_core.errors import AnalyticsError, ConfigError, NoServerError, Se
 _SECONDS: Final = 2.0
 _LISTING: Final = "/api/v1/plugins"
 """What every analytics server has."""
+MISTAKES: Final = frozenset({400, 404, 422})
+"""Statuses that say that the question is wrong."""
 _SHOWN: Final = 200
 _PIECE: Final = 1 << 16
 _MOST_REASON: Final = 2000

@@ -14,9 +14,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, FileSizeColumn, Progress, TextColumn, TransferSpeedColumn
 
-from analytics_core.cli.asking import RefusedError, Server, asking_options
+from analytics_core.cli.asking import MISTAKES, RefusedError, Server, asking_options
 from analytics_core.cli.ending import terminable
-from analytics_core.errors import AnalyticsError, NoServerError, near
+from analytics_core.errors import AnalyticsError, NoServerError, ServerRefusedError, near
 
 _PATH: Final = "/api/v1/events/export"
 _TOTAL: Final = "X-Total-Events"
@@ -76,6 +76,10 @@ def command(output: str, format_: str | None, server: Server, **told: Any) -> No
             chunks = server.stream(f"{_PATH}?{_encoded(query)}", _SECONDS, received.heed)
             with received.shown():
                 _copy(chunks, sink, received)
+        except ServerRefusedError as error:
+            if error.answered not in MISTAKES:
+                raise
+            raise RefusedError(error.detail) from error
         except KeyboardInterrupt:
             click.echo(f"stopped after {received.bytes:,} bytes; no file was written" if file else "stopped", err=True)
             raise SystemExit(_INTERRUPTED) from None

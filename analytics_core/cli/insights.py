@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 from rich.text import Text
 
-from analytics_core.cli.ask import console, question, time_parameters
+from analytics_core.cli.ask import asked_for, console, question
 from analytics_core.cli.ask_drawing import show_findings, title
 from analytics_core.cli.ask_parameters import parameters
 from analytics_core.cli.ask_table import clean
@@ -42,10 +42,12 @@ def command(
       analytics insights --since 28d
       analytics insights --source user-behavior --analysis changes --since 14d
     """
-    asked: dict[str, Any] = {"includeRecommendations": recommendations, **time_parameters(since, timezone)}
+    asked: dict[str, Any] = {"includeRecommendations": recommendations}
     asked |= {} if source is None else {"dataSource": source}
     asked |= {} if analysis is None else {"analysisType": analysis}
-    answer = question(server, _PATH, asked | parameters(typed, None), "looking for insights")
+    answer = question(
+        server, _PATH, asked | asked_for(since, timezone, parameters(typed, None)), "looking for insights"
+    )
     if as_json:
         show_json(answer)
         return
@@ -61,4 +63,4 @@ def _show(answer: dict[str, Any]) -> None:
     out.print(Text(title("insights", answer["timeRange"], zone), style="bold"), soft_wrap=True)
     if not answer["insights"]:
         out.print(Text("nothing that stands out"), soft_wrap=True)
-    show_findings(answer, out)
+    show_findings(answer, out, zone)

@@ -72,10 +72,10 @@ class ServerProcess:
         await self._reading
 
     async def ready(self, session: aiohttp.ClientSession, url: str) -> None:
-        """Wait until it answers.
+        """Wait until it answers and its plugins are up, or have failed.
 
         :raises ServerDiedError: when it ends instead.
-        :raises NoServerError: when it does not answer within a minute.
+        :raises NoServerError: when that takes over a minute.
         """
         clock = asyncio.get_running_loop().time
         give_up = clock() + _START_SECONDS
@@ -83,7 +83,7 @@ class ServerProcess:
         try:
             while clock() < give_up:
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                    async with session.get(f"{url}/healthz") as response:
+                    async with session.get(f"{url}/readyz") as response:
                         if response.status == 200:
                             return
                 await asyncio.wait([ended], timeout=_PROBE_SECONDS)

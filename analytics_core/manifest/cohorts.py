@@ -36,6 +36,12 @@ class CohortCondition(Struct, frozen=True, forbid_unknown_fields=True, omit_defa
             yield (), f"needs exactly one of 'did', 'did_not' and 'has'; it has {' and '.join(given) or 'none'}"
         elif given == ["has"] and self.at_least != 1:
             yield ("at_least",), "is for 'did' and 'did_not'"
+        if self.has is not None and not self.has:
+            yield ("has",), "is empty: everybody would be in it; name a field and its value"
+        for key in ("did", "did_not"):
+            happening = getattr(self, key)
+            if happening is not None and happening.event is not None and "event" in happening.where:
+                yield (key, "where", "event"), "names the event a second time; say it once, beside 'where'"
 
 
 class CohortManifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -80,7 +80,8 @@ def _has_defaults(schema: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any, schema: Any) -> Any:
-    """Without `Filled`: as the type that ``schema`` names, or as text where that cannot be done."""
+    """Without `Filled`: as the type that ``schema`` names, or as text where that cannot be done. Where it names an
+    integer, 5.0 becomes 5: JSON Schema takes them for the same, and what is handed on is to be one."""
     schema = schema if isinstance(schema, dict) else {}
     if isinstance(value, dict):
         parts = schema.get("properties", {})
@@ -88,7 +89,8 @@ def _plain(value: Any, schema: Any) -> Any:
     if isinstance(value, list):
         return [_plain(child, schema.get("items")) for child in value]
     if not isinstance(value, Filled):
-        return value
+        whole = schema.get("type") == "integer" and isinstance(value, float) and value.is_integer()
+        return int(value) if whole else value
     kinds = schema.get("type", "string")
     for kind in [kinds] if isinstance(kinds, str) else kinds:
         read = _read(value, kind, schema)

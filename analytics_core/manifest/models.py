@@ -185,7 +185,8 @@ class MetricManifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """``kind: metric``: one number over events.
 
     ``event`` or ``events`` name the events (none: all of them); ``where`` maps ``properties.x`` or a column of the
-    batch to the one value or the list of values that it must have; ``property`` and ``breakdown`` are named likewise.
+    batch to the one value or the list of values that it must have, or to operators, ``{">": 10}``; ``property`` and
+    ``breakdown`` are named likewise.
     """
 
     name: Word
@@ -209,9 +210,15 @@ class MetricManifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.aggregate != "count" and self.property is None:
             yield ("aggregate",), f"{self.aggregate!r} needs a 'property'"
         for key, value in (self.where or {}).items():
+            if isinstance(value, dict) and value:
+                continue  # operators, which are checked with their values when the metric is defined
             values = value if isinstance(value, list) else [value]
             if not values or not all(v is None or isinstance(v, str | int | float) for v in values):
-                yield ("where", key), "is neither one value nor a list of values (text, number, true, false, null)"
+                yield (
+                    ("where", key),
+                    "is neither one value nor a list of values (text, number, true, false, null), nor operators such "
+                    'as {">": 10}',
+                )
 
 
 class TenantManifest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

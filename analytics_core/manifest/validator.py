@@ -64,13 +64,15 @@ def _problem(error: ValidationError, root: Mapping[str, Any]) -> tuple[str, str]
         return dotted((*path, extra)), f"the key is not known{near(extra, known)}"
     if is_secret(root, path):
         return dotted(path), f"the value (hidden) does not fit{_valid(schema)}"
+    if isinstance(instance, list) and error.validator in ("minItems", "maxItems"):
+        return dotted(path), f"has {len(instance)} items{_valid(schema)}"
     if isinstance(error.instance, dict | list):  # its message would show all that is inside, secrets too
         return dotted(path), f"the value does not fit the schema's {error.validator!r}{_valid(schema)}"
     return dotted(path), f"{error.message}{_valid(schema)}"
 
 
 def _valid(schema: Any) -> str:
-    """``; valid is: integer, at least 1, at most 60``."""
+    """``; valid is: integer, at least 1, at most 60, such as 5``."""
     if not isinstance(schema, dict):
         return ""
     kinds = schema.get("type", ())
@@ -78,4 +80,7 @@ def _valid(schema: Any) -> str:
     if "enum" in schema:
         words = ["one of " + ", ".join(map(repr, schema["enum"]))]
     words += [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
+    default = schema.get("default")
+    if words and "enum" not in schema and isinstance(default, str | int | float) and not isinstance(default, bool):
+        words.append(f"such as {default!r}")
     return f"; valid is: {', '.join(words)}" if words else ""

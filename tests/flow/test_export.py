@@ -255,6 +255,9 @@ def test_no_field_and_too_many_are_refused() -> None:
 
 
 def test_an_empty_page_says_which_names_nobody_knows(house: House) -> None:
+    assert house.history.page("default", filters=parse_filters({"properties.plan": "pro"}))["notes"] == [
+        "no event has come yet"
+    ]
     house.post({"event": "purchase", "properties": {"plan": "pro", "cart": {"items": 3}}}, {"event": "view"})
 
     def notes(given: Any, **asked: Any) -> list[str]:
@@ -264,12 +267,37 @@ def test_an_empty_page_says_which_names_nobody_knows(house: House) -> None:
     assert notes({"event": "purchse"}) == ["no event is named 'purchse'; did you mean 'purchase'?"]
     assert notes({}, names=["zzz", "view"]) == []  # the page is not empty
     assert notes({}, names=["zzz"]) == ["no event is named 'zzz'; valid are: purchase, view"]
-    looked = "in the 20,000 events that were looked at"
-    assert notes({"properties.plann": "pro"}) == [f"no 'properties.plann' {looked}; did you mean 'plan'?"]
-    assert notes({"properties.cart.item": 3}) == [f"no 'properties.cart.item' {looked}; did you mean 'items'?"]
+    looked = "in the 2 events that were looked at"
+    assert notes({"properties.plann": "pro"}) == [f"no 'properties.plann' {looked}; did you mean 'properties.plan'?"]
+    assert notes({"properties.cart.item": 3}) == [
+        f"no 'properties.cart.item' {looked}; did you mean 'properties.cart.items'?"
+    ]
     assert notes({"event": "purchase", "properties.plan": "free"}) == []
-    assert notes({"event": "view", "properties.plan": "free"}) == [f"no 'properties.plan' {looked}"]
+    assert notes({"event": "view", "properties.plan": "free"}) == [
+        "no 'properties.plan' in the 1 events that were looked at"
+    ]
     assert notes({"userId": "nobody"}) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "note"),
+    [
+        ({"properties.zip": 10115}, "'properties.zip' holds texts, and 10115 is a number"),
+        ({"properties.n": {">": "2"}}, "'properties.n' holds numbers, and \"2\" is a text"),
+        ({"properties.n": ["1", None]}, "'properties.n' holds numbers, and \"1\" is a text"),
+        ({"properties.n": True}, "'properties.n' holds numbers, and true is a truth value"),
+        ({"properties.cart": {"contains": "x"}}, "'properties.cart' holds objects, and \"x\" is a text"),
+        ({"properties.n": [7, "1"]}, None),
+        ({"properties.n": None}, None),
+        ({"properties.n": {"!=": "1", "<": 0}}, None),
+    ],
+)
+def test_an_empty_page_says_when_a_property_holds_another_type(
+    house: House, given: dict[str, Any], note: str | None
+) -> None:
+    house.post({"event": "a", "properties": {"zip": "10115", "n": 1, "cart": {"items": 3}}})
+    notes = house.history.page("default", filters=parse_filters(given))["notes"]
+    assert notes == ([] if note is None else [note])
 
 
 def test_notes_name_the_most_frequent_of_many_names(house: House) -> None:

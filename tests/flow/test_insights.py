@@ -123,6 +123,18 @@ def test_one_that_fails_is_listed_and_the_others_count() -> None:
     assert answer["analyses"][2]["parameters"]["timeRange"] == answer["timeRange"]
 
 
+def test_within_a_minute_the_analyses_are_asked_the_same_so_that_their_answers_are_kept() -> None:
+    async def scenario(seconds: int) -> Any:
+        behind = Behind(a=[])
+        insights = Insights(behind, behind, clock=lambda: NOW + timedelta(seconds=seconds, microseconds=7))
+        await insights.find(Wanted(time_range="7d"), "acme")
+        return behind.asked["a"]["timeRange"]
+
+    first, second, later = (asyncio.run(scenario(seconds)) for seconds in (1, 58, 61))
+    assert first == second == {"start": "2025-01-03T12:01:00+00:00", "end": "2025-01-10T12:01:00+00:00"}
+    assert later["end"] == "2025-01-10T12:02:00+00:00"
+
+
 def test_when_all_are_on_their_way_up_the_same_question_is_to_be_asked_again() -> None:
     starting = PluginStartingError("user-behavior", "is loading")
     with pytest.raises(PluginStartingError, match="ask again in a moment"):

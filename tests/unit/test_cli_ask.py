@@ -42,6 +42,8 @@ FUNNEL: dict[str, Any] = {
         {"title": "Look", "description": "at the cart", "insight": "drop-off", "priority": "medium"}
     ],
     "chart": {"kind": "funnel", "x": "event", "y": ["users"], "series": ""},
+    "quality": {"events": 20000, "late": 12, "duplicates": 3, "bot_share": 0.008},
+    "notes": ["no event is named 'pur\x1b[2Jchase'; did you mean 'purchase'?"],
     "data_as_of": "2025-01-10T11:00:00+00:00",
     "watermark": "2025-01-10T11:00:01+00:00",
 }  # fmt: skip
@@ -138,7 +140,8 @@ def test_parameters_come_from_a_file_too_and_what_is_typed_goes_over_it(
 
 
 @pytest.mark.parametrize(
-    ("since", "expected"), [("7d", "7d"), ("2025-01-01", {"start": "2025-01-01"}), ("tuesday", "tuesday")]
+    ("since", "expected"),
+    [("7d", "7d"), ("2025-01-01", {"start": "2025-01-01"}), ("tuesday", "tuesday"), ("-7d", "-7d")],
 )
 def test_since_is_the_time_range(sent: Callable[..., Any], since: str, expected: Any) -> None:
     assert sent("ask", "sessions", "--since", since)[1] == {"timeRange": expected}
@@ -152,6 +155,8 @@ def test_since_is_the_time_range(sent: Callable[..., Any], since: str, expected:
         (["funnel", "--param", "a=7d", "--param", "a.b=1"], "--param a.b: 'a' is \"7d\" already, which has no parts"),
         (["funnel", "--json", "--csv"], "--csv and --json are two forms of one answer"),
         (["--since", "7d"], "which analysis? name one"),
+        (["funnel", "--since", "7d", "--param", "timeRange=3d"], "--since and the parameter 'timeRange' say the same"),
+        (["funnel", "--timezone", "UTC", "--param", "timezone=UTC"], "--timezone and the parameter 'timezone' say the"),
     ],
 )
 def test_what_cannot_be_asked_so_is_refused(arguments: list[str], problem: str) -> None:
@@ -186,19 +191,27 @@ def test_csv_is_the_rows_alone() -> None:
     assert rows[0]["median_seconds"] == ""
 
 
+def test_notes_do_not_go_among_the_rows_of_csv() -> None:
+    done = answered("ask", "funnel", "--csv")
+    assert done.stderr.startswith("analytics: no event is named 'pur")
+    assert "\x1b" not in done.stderr
+
+
 def test_a_table_reads_well_and_obeys_no_event_name() -> None:
     lines = answered("ask", "funnel").stdout.splitlines()
     assert lines[0] == "funnel, 2025-01-03 12:00 to 2025-01-10 12:00 (Europe/Berlin)"
     text = "\n".join(lines)
     assert "\x1b" not in text
-    cart, purchase = (line for line in lines if "cart " in line or "chase" in line)
+    cart, purchase = (line for line in lines if "cart " in line or "chase " in line)
     assert cart.split() == ["1", "cart", "12,345", "100.0%", "-", "2025-01-03", "12:30"]
     assert purchase.split()[2:] == ["3,086", "25.0%", "1", "h", "2", "min", "-"]
     assert cart.index("12,345") + 6 == purchase.index("3,086") + 5
-    assert lines[-3:] == [
+    assert lines[-5:] == [
+        "note: no event is named 'pur\N{REPLACEMENT CHARACTER}[2Jchase'; did you mean 'purchase'?",
         "high: Most are lost. 75% of them.",
-        "→ Look: at the cart",
-        "as of 2025-01-10T11:00:00+00:00 (watermark 2025-01-10T11:00:01+00:00)",
+        "  → Look: at the cart",
+        "as of 2025-01-10 12:00 (Europe/Berlin), watermark 2025-01-10 12:00:01",
+        "20,000 events in the range: 12 late, 3 duplicates dropped, 0.8% from bots",
     ]
 
 
@@ -234,6 +247,18 @@ def test_a_wrong_question_is_told_in_one_line(status: int) -> None:
         refused = answered(*command, status=status, answer=problem)
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert refused.stderr == "analytics: no analysis is named 'funel'; did you mean 'funnel'?\n"
+
+
+@pytest.mark.parametrize(
+    ("detail", "more"),
+    [
+        ("steps: is missing; valid is: array", "; see 'analytics ask funnel --describe'"),
+        ("windw: the key is not known; did you mean 'window'?", ""),
+    ],
+)
+def test_where_a_parameter_does_not_fit_the_command_that_shows_them_is_named(detail: str, more: str) -> None:
+    problem = {"type": "urn:analytics:problem:parameter", "title": "Invalid parameter", "detail": detail}
+    assert answered("ask", "funnel", status=422, answer=problem).stderr == f"analytics: {detail}{more}\n"
 
 
 def test_a_server_that_fails_or_is_not_there_is_another_matter() -> None:
@@ -281,7 +306,7 @@ def drawn(answer: dict[str, Any], width: int = 120) -> list[str]:
 
 
 def test_a_funnel_has_bars_beside_its_users() -> None:
-    cart, purchase = (line for line in drawn(FUNNEL) if "cart " in line or "chase" in line)
+    cart, purchase = (line for line in drawn(FUNNEL) if "cart " in line or "chase " in line)
     assert (cart.count("█"), purchase.count("█")) == (24, 6)
 
 
@@ -290,6 +315,26 @@ def test_a_narrow_terminal_cuts_no_number() -> None:
     assert max(len(line) for line in lines if "█" in line) <= 70
     assert {"12,345", "3,086", "100.0%", "25.0%"} <= {word for line in lines for word in line.split()}
     assert not any("…" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [50, 80, 110])
+def test_columns_that_do_not_fit_stand_below_each_other_behind_the_names(width: int) -> None:
+    figures = [
+        f"{side}_of_the_{kind}_conversion" for side in ("start", "end") for kind in ("median", "mean", "ninetieth")
+    ]
+    rows = [{"step": n, "event": event, "users": 100 // n, **dict.fromkeys(figures, 12_345_678 + n)}
+            for n, event in ((1, "product_view"), (2, "purchase"))]  # fmt: skip
+    lines = drawn({**FUNNEL, "columns": ["step", "event", "users", *figures], "data": rows}, width)
+    end = next(at for at, line in enumerate(lines) if line.startswith("note: "))
+    table = lines[1:end]
+    words = " ".join(table).split()
+    assert max(map(len, table)) <= width
+    assert (words.count("12,345,679"), words.count("12,345,680")) == (6, 6)
+    assert words.count("ninetieth") == 2
+    bands = [line.split() for line in table if "product_view" in line]
+    assert len(bands) > 1
+    assert all(band[:2] == ["1", "product_view"] for band in bands)
+    assert [line.count("█") for line in table if "█" in line] == [8, 4]
 
 
 def test_what_goes_over_time_has_a_line() -> None:
@@ -315,8 +360,34 @@ def test_cohorts_are_a_triangle() -> None:
     ]
 
 
+def test_a_triangle_has_the_size_of_its_cohorts_and_fits_its_room() -> None:
+    rows = [
+        {"cohort": cohort, "period": period, "users": users, "retention": users / 400}
+        for cohort, users in ((None, 300), ("2025-01-06", 200), ("2025-01-13", 100))
+        for period in range(15)
+    ]
+    answer = {**FUNNEL, "columns": ["cohort", "period", "users", "retention"], "data": rows,
+              "chart": {"kind": "heatmap", "x": "period", "y": ["retention"], "series": "cohort"}}  # fmt: skip
+    triangle = [line for line in drawn(answer, 200) if line.startswith(("cohort", "all", "2025-01-"))]
+    assert [line.split()[:-13] for line in triangle] == [
+        ["cohort", "\\", "period", "users", "0", "1"],
+        ["all", "300", "75.0%", "75.0%"],
+        ["2025-01-06", "200", "50.0%", "50.0%"],
+        ["2025-01-13", "100", "25.0%", "25.0%"],
+    ]
+    for width, bands in ((110, 1), (80, 2)):
+        lines = [line for line in drawn(answer, width) if line.startswith("2025-01-06")]
+        assert (len(lines), " ".join(lines).split().count("50%")) == (bands, 15)
+        assert all(len(line) <= width for line in lines)
+
+
+def test_an_empty_range_says_so() -> None:
+    assert drawn({**FUNNEL, "quality": {**FUNNEL["quality"], "events": 0}})[-1] == "no event in the range"
+
+
 def test_an_answer_without_rows_says_so() -> None:
-    empty = {**FUNNEL, "data": [], "insights": [], "recommendations": [], "data_as_of": None, "watermark": None}
+    empty = {**FUNNEL, "data": [], "insights": [], "recommendations": [], "data_as_of": None, "watermark": None,
+             "notes": [], "quality": None}  # fmt: skip
     assert drawn(empty)[1:] == ["(no rows)", "as of nothing: no event has come yet"]
 
 
@@ -355,8 +426,8 @@ INSIGHTS = {
     "dataSource": None,
     "timeRange": FUNNEL["parameters"]["timeRange"],
     "analysisType": "comprehensive",
-    "insights": FUNNEL["insights"],
-    "recommendations": FUNNEL["recommendations"],
+    "insights": [{**FUNNEL["insights"][0], "id": "funnel:drop-off", "query": {"analysis": "funnel", "parameters": {}}}],
+    "recommendations": [{**FUNNEL["recommendations"][0], "insight": "funnel:drop-off"}],
     "analyses": [
         {"name": "funnel", "parameters": FUNNEL["parameters"], "rows": 2, "data_as_of": None},
         {"name": "slow", "parameters": {"timezone": "UTC"}, "rows": 0, "data_as_of": None, "error": "it broke"},
@@ -371,9 +442,9 @@ def test_insights_are_listed_with_what_failed_apart() -> None:
     assert shown.exit_code == 0
     assert shown.stdout.splitlines() == [
         "insights, 2025-01-03 12:00 to 2025-01-10 12:00 (Europe/Berlin)",
-        "high: Most are lost. 75% of them.",
-        "→ Look: at the cart",
-        "as of 2025-01-10T11:00:00+00:00 (watermark 2025-01-10T11:00:01+00:00)",
+        "high: Most are lost. 75% of them. (funnel, confidence 90%)",
+        "  → Look: at the cart",
+        "as of 2025-01-10 12:00 (Europe/Berlin), watermark 2025-01-10 12:00:01",
     ]
     assert shown.stderr == "analytics: slow was not answered: it broke\n"
     assert "nothing that stands out" in answered("insights", answer={**INSIGHTS, "insights": []}).stdout

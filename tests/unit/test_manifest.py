@@ -234,7 +234,7 @@ def test_several_kinds_in_one_file(tmp_path: Path) -> None:
         (METRIC, "aggregate", "count", "property: aggregate 'count' counts events and takes no property"),
         (METRIC, "property", DROP, "aggregate: 'sum' needs a 'property'"),
         (METRIC, "events", ["order"], "events: 'event' and 'events' are both given"),
-        (METRIC, "where", {"name": {"is": "order"}}, "where.name: is neither one value nor a list of values"),
+        (METRIC, "where", {"name": {}}, "where.name: is neither one value nor a list of values"),
         (METRIC, "where", {"name": []}, "where.name: is neither one value nor a list of values"),
         (METRIC, "name", "shop.revenue", "name: 'shop.revenue' does not match"),
         (COHORT, "all", [], "all: a list has 0 items; valid are 1 to 20"),
@@ -587,6 +587,15 @@ def test_the_fast_check_of_a_schema_takes_nothing_that_the_metaschema_refuses(sc
     )
     is_object = schema.get("type", "object") == "object"
     assert (schema_problem(schema) is None) == (metaschema.is_valid(schema) and is_object)
+
+
+def test_a_value_that_does_not_fit_is_told_with_an_example_and_a_list_with_its_length() -> None:
+    parts = {"window": {"type": "string", "default": "1d"}, "steps": {"type": "array", "minItems": 2, "maxItems": 3}}
+    _, problems = fit_schema({"properties": parts}, {"window": 0, "steps": [1] * 4})
+    assert problems == [
+        ("steps", "has 4 items; valid is: array, at least 2 items, at most 3 items"),
+        ("window", "0 is not of type 'string'; valid is: string, such as '1d'"),
+    ]
 
 
 def test_a_schema_s_reference_is_never_fetched() -> None:
