@@ -300,6 +300,7 @@ async def _erasures(
         lanes=lambda: [live_metrics.view()],
         flush=lambda: writer.flush(_FLUSH_SECONDS),
         drop_caches=history.forget,
+        earlier=history.earlier,
         drop_replays=replays.discard_all,
     )
     receipts = Receipts(store.state, read_secret(settings.storage.data_dir / "erasures.key"))

@@ -15,12 +15,14 @@ from analytics_core.queries.cohort_sizes import DEFAULT_RANGE, Asked
 
 
 class Counted(Struct, frozen=True, kw_only=True):
-    """Of when an answer is: the range, and up to where it says something."""
+    """Of when an answer is: the range, and up to where it says something. ``notes`` name events and properties that
+    are asked for and that nobody has sent."""
 
     timeRange: dict[str, str]  # noqa: N815  as analyses have it
     timezone: str
     data_as_of: str | None
     watermark: str | None
+    notes: list[str]
 
 
 class Cohort(Struct, frozen=True):

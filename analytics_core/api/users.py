@@ -55,6 +55,13 @@ async def erasures(_: web.Request, services: Services, identity: Identity) -> we
     return reply(ErasuresReply(await asyncio.to_thread(services.erasures.all, identity.tenant)))
 
 
+async def drop_state(request: web.Request, services: Services, identity: Identity) -> web.Response:
+    """202: the receipt says so a moment later."""
+    id_, plugin = request.match_info["id"], request.match_info["name"]
+    receipt = await asyncio.to_thread(services.erasures.drop_state, identity.tenant, id_, plugin, identity.subject)
+    return reply(receipt, 202)
+
+
 async def export(request: web.Request, services: Services, identity: Identity) -> web.StreamResponse:
     """What cannot be exported is refused before the first line; what fails later breaks the answer off."""
     lines = services.user_exports.lines(identity.tenant, request.match_info["id"])
@@ -120,6 +127,22 @@ OPERATIONS: Final = (
         parameters=(Parameter("id", "the id that the erasure was answered with", "path", required=True),),
         replies={200: Content(ErasureReceipt)},
         refusals=(404,),
+    ),
+    Operation(
+        method="DELETE",
+        path="/api/v1/users/erasures/{id}/plugins/{name}",
+        handler=drop_state,
+        role="operator",
+        tag="users",
+        summary="Drop the stored state of a plugin that cannot be told, so that an erasure need not wait for it",
+        description="For one that is uninstalled or disabled. It concerns all tenants: should the plugin come back, it "
+        "folds anew all history that is kept. What it has given stays, but for what names an erased user.",
+        parameters=(
+            Parameter("id", "the id of the erasure", "path", required=True),
+            Parameter("name", "which plugin, as its place in the receipt names it", "path", required=True),
+        ),
+        replies={202: Content(ErasureReceipt, description="Dropped; the receipt says so a moment later")},
+        refusals=(404, 409, 503),
     ),
     Operation(
         method="GET",

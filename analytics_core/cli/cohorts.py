@@ -52,8 +52,8 @@ def command(name: str | None, since: str | None, timezone: str | None, as_json: 
         show_json(found)
     else:
         _show(found, found["cohorts"] if name is None else [found])
-    if name is None and found["note"]:
-        click.echo(found["note"], err=True)
+    for note in [*([found["note"]] if name is None and found["note"] else []), *found["notes"]]:
+        click.echo(note, err=True)
 
 
 def _show(found: Mapping[str, Any], cohorts: list[Mapping[str, Any]]) -> None:
@@ -68,4 +68,4 @@ def _show(found: Mapping[str, Any], cohorts: list[Mapping[str, Any]]) -> None:
     out.print(table)
     if "definition" in found:
         click.echo(yaml.safe_dump(found["definition"], sort_keys=False, allow_unicode=True).rstrip())
-    click.echo(freshness(found))
+    click.echo(freshness(found, found["timezone"]))

@@ -26,8 +26,9 @@ from analytics_core.log.tombstones import Tombstone, Tombstones
 from analytics_core.state.erasing import StateEraser
 
 PLUGIN: Final = "plugin:"
+RESTING: Final = frozenset({"invalid", "incompatible", "blocked", "disabled", "unresolved"})
+"""States of a plugin whose lane is over, and does not begin again by itself."""
 _FAILING: Final = frozenset({"load_error", "start_error", "quarantined"})
-_RESTING: Final = frozenset({"invalid", "incompatible", "blocked", "disabled", "unresolved"})
 _PATIENCE: Final = timedelta(seconds=5)
 _IDS_FILES: Final = "the .ids files hold hashes of event ids alone, so that no erased event is taken a second time"
 _log = structlog.get_logger(__name__)
@@ -47,7 +48,8 @@ class Log(Protocol):
 class Places(NamedTuple):
     """Where something of a user may be. ``lanes`` are those that can read on in no lake: they are waited for some
     seconds. ``flush`` brings the log's events into the lake; ``drop_caches`` forgets what was worked out of a tenant's
-    events, and ``drop_replays`` rebuilt outputs that nobody has switched to."""
+    events, which questions may work out again that are ``earlier`` than a position and still open; ``drop_replays``
+    drops rebuilt outputs that nobody has switched to."""
 
     log: Log
     lake: EventStore
@@ -56,6 +58,7 @@ class Places(NamedTuple):
     lanes: Callable[[], Sequence[LaneView]]
     flush: Callable[[], int]
     drop_caches: Callable[[str], None]
+    earlier: Callable[[str, int], int]
     drop_replays: Callable[[str], object]
 
 
@@ -112,8 +115,10 @@ class Erasing:
         told = self._told()
         positions, views = self._places.state.positions(), {view.name: view for view in self._places.plugins()}
         for name in sorted({*positions, *views}):
-            status, detail = _of_plugin(views.get(name), positions.get(name, 0), self._tombstone.position)
-            self._note(f"{PLUGIN}{name}", status, detail)
+            place, view, position = f"{PLUGIN}{name}", views.get(name), positions.get(name, 0)
+            if view is None and position > self._tombstone.position and place in told:
+                continue  # what was said of it holds, while its hooks could be seen
+            self._note(place, *_of_plugin(view, position, self._tombstone.position))
         if self._told() != told and self.receipt.at("state").status == "done":
             self._note("state", "waiting", "a plugin has been told only now")
 
@@ -144,9 +149,14 @@ class Erasing:
         self._note("lake", "done", "rewritten without them; no earlier version can be read any more", **counts)
 
     def _caches(self) -> None:
-        if self.receipt.at("lake").status == "done":
-            self._places.drop_caches(self._tombstone.tenant)
-            self._note("caches", "done", "dropped; questions make them anew")
+        if self.receipt.at("lake").status != "done":
+            return
+        tombstone = self._tombstone
+        if earlier := self._places.earlier(tombstone.tenant, tombstone.position):
+            self._note("caches", "waiting", f"until {earlier} questions have ended that began earlier")
+            return
+        self._places.drop_caches(tombstone.tenant)
+        self._note("caches", "done", "dropped; questions make them anew")
 
     def _state(self) -> None:
         if any(entry.status == "waiting" for entry in self._of_plugins()):
@@ -155,6 +165,11 @@ class Erasing:
         dropped = self._places.state.erase(self._tombstone.tenant, self._tombstone.owners.ids)
         counts = Counter(self.receipt.at("state").counts)
         counts.update(dropped)
+        if not self._places.state.settle():
+            self._note(
+                "state", "waiting", "until no reader needs the store's journal, which has the rows still", **counts
+            )
+            return
         self._note("state", "done", "rows that name them are dropped; sums and sketches name nobody", **counts)
 
     def _segments(self) -> None:
@@ -182,11 +197,13 @@ def _of_plugin(view: PluginView | None, position: int, tombstone: int) -> tuple[
     """How a plugin has taken it; ``position`` is how far it has folded and committed, 0 for never."""
     if view is not None and "process" not in view.hooks:
         return "done", "folds no events"
-    if position == 0 and (view is None or view.state in _RESTING | _FAILING):
-        return "done", "has folded nothing yet"
+    if position == 0 and (view is None or view.state in RESTING | _FAILING):
+        return "done", "holds nothing: it has folded no event yet, or its state was dropped"
     if position <= tombstone:
         return _untold(view)
-    if view is None or "erase" in view.hooks:
+    if view is None:
+        return "rebuild", "is not installed; it has read on, and nobody can tell whether it forgot these events"
+    if "erase" in view.hooks:
         return "done", "erased: it has been told, and its state is stored since"
     if "export_state" not in view.hooks:
         return "done", "stateless: what it may hold in memory goes with its restart"
@@ -200,6 +217,6 @@ def _untold(view: PluginView | None) -> tuple[Status, str]:
         return "deferred", f"is not installed; {later}"
     if view.state in _FAILING:
         return "failed", f"is {view.state}: {view.reason}; {later}"
-    if view.state in _RESTING:
+    if view.state in RESTING:
         return "deferred", f"is {view.state}; {later}"
     return "waiting", f"is {view.state} and has not come to the tombstone yet"

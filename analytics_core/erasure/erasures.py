@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import structlog
 
-from analytics_core.erasure.erasing import Erasing, Places
+from analytics_core.erasure.erasing import PLUGIN, RESTING, Erasing, Places
 from analytics_core.erasure.receipts import ErasureReceipt, Found, Place, Receipts
-from analytics_core.errors import NotFoundError, ParameterError
+from analytics_core.errors import NotFoundError, ParameterError, PluginRunsError
 from analytics_core.events import MAX_ID
 from analytics_core.events.owners import Bound, Owners
 from analytics_core.log.tombstones import Tombstone
@@ -75,7 +75,11 @@ class Erasures:
 
     def look(self, tenant: str, ids: Iterable[str]) -> Found:
         """What there is of these users. :raises ParameterError: for no ids, too many, or one that can be none."""
-        return self._found(tenant, self._owners(tenant, ids))
+        owners = self._owners(tenant, ids)
+        with self._history.reader(tenant) as reader:
+            return Found(
+                owners.ids, **counted(reader, owners), outputs=dict(self._places.state.find(tenant, owners.ids))
+            )
 
     def begin(self, tenant: str, ids: Iterable[str], by: str) -> ErasureReceipt:
         """Erase these users, with all ids that belong to them. When it returns no reader shows an event of theirs that
@@ -85,17 +89,19 @@ class Erasures:
         :raises LogWriteError: when the tombstone could not be made durable.
         """
         owners = self._owners(tenant, ids)
-        found, key = self._found(tenant, owners), secrets.token_hex(8)
+        with self._history.reader(tenant) as reader:
+            events = counted(reader, owners)["events"]
+        key = secrets.token_hex(8)
         try:
             with self._beginning:
                 position = self._places.log.erase(tenant, owners, key)
-                receipt = self._made(Tombstone(position, tenant, owners, key, 0), found.events, by)
+                receipt = self._made(Tombstone(position, tenant, owners, key, 0), events, by)
                 self._receipts.put(receipt)
         finally:  # the tombstone may hold whatever has failed
             self._places.drop_caches(tenant)
             self._places.drop_replays("users were erased meanwhile")
             self._asked.set()
-        _log.warning("erasure_begun", id=key, tenant=tenant, by=by, position=position, events=found.events)
+        _log.warning("erasure_begun", id=key, tenant=tenant, by=by, position=position, events=events)
         return receipt
 
     def view(self, tenant: str, id_: str) -> ErasureReceipt:
@@ -109,9 +115,26 @@ class Erasures:
         """The newest first."""
         return self._receipts.all(tenant)
 
-    def _found(self, tenant: str, owners: Owners) -> Found:
-        with self._history.reader(tenant) as reader:
-            return Found(owners.ids, **counted(reader, owners))
+    def drop_state(self, tenant: str, id_: str, plugin: str, by: str) -> ErasureReceipt:
+        """Drop what a plugin that cannot be told has stored of its state: whoever waits for it is then done. Should it
+        come back it folds anew all history that is kept.
+
+        :raises NotFoundError: for an erasure that is none, or a plugin that it does not wait for.
+        :raises PluginRunsError: for one that might still be told.
+        """
+        receipt = self.view(tenant, id_)
+        untold = [
+            entry.place.removeprefix(PLUGIN) for entry in receipt.places if entry.status in ("deferred", "failed")
+        ]
+        if plugin not in untold:
+            raise NotFoundError("plugin that this erasure waits for", plugin, untold)
+        state = next((view.state for view in self._places.plugins() if view.name == plugin), None)
+        if state is not None and state not in RESTING:
+            raise PluginRunsError(plugin, f"is {state}, so it might be told yet; disable it first")
+        self._places.state.drop_lane(plugin)
+        self._asked.set()
+        _log.warning("plugin_state_dropped", plugin=plugin, by=by, erasure=id_)
+        return receipt
 
     def _owners(self, tenant: str, ids: Iterable[str]) -> Owners:
         asked = list(dict.fromkeys(ids))

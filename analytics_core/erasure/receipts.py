@@ -13,7 +13,7 @@ from msgspec import Struct
 from analytics_core.state import StateStore
 
 Status = Literal["waiting", "done", "rebuild", "deferred", "failed"]
-"""``rebuild``: a plugin without the hook keeps what it made of the events until its state is rebuilt. ``deferred``: it
+"""``rebuild``: a plugin without the hook, or one that is gone, keeps what it made until it is rebuilt. ``deferred``: it
 does not run, and is told before its next event. ``failed``: as that, since it fails."""
 _OWNER: Final = "_system"
 _KIND: Final = "erasure"
@@ -21,12 +21,14 @@ _LISTS: Final = "erasures"
 
 
 class Found(Struct, frozen=True):
-    """What would be erased: ``ids`` with those that belong to them, and how many ``events``, from when to when."""
+    """What would be erased: ``ids`` with those that belong to them, how many ``events``, from when to when, and how
+    many rows of the state that name one of the ids, by what they are."""
 
     ids: Sequence[str]
     events: int
     first: datetime | None = None
     last: datetime | None = None
+    outputs: dict[str, int] = {}
 
 
 class Place(Struct, frozen=True, kw_only=True):

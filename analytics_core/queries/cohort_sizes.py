@@ -17,7 +17,6 @@ from analytics_core.queries.cache import AnswerCache, Made
 from analytics_core.queries.cohorts import Cohort, read_cohort
 from analytics_core.queries.declarations import Declared
 from analytics_core.queries.history import History
-from analytics_core.queries.notes import unknown_names, unknown_path
 from analytics_core.queries.ranges import time_range, whole_minute
 from analytics_core.queries.reader import Reader
 from analytics_core.records import TimeRange
@@ -108,23 +107,13 @@ class CohortSizes:
         with self._history.reader(tenant, span) as reader:
             seen = _seen(reader)
             sizes = [_size(reader.visitors.members(cohort), seen) for cohort in cohorts]
-            return {"sizes": sizes, "notes": _notes(reader, cohorts)}
+            return {"sizes": sizes, "notes": reader.visitors.notes()}
 
 
 def _seen(reader: Reader) -> U64:
     """The keys of the people with an event in the range."""
     parts = reader.in_user_order(lambda part: part.key[part.known])
     return np.concatenate([np.zeros(0, np.uint64), *parts])
-
-
-def _notes(reader: Reader, cohorts: Sequence[Cohort]) -> list[str]:
-    """A sentence for each event and property that is asked for and that nobody has sent."""
-    filters = [filter_ for cohort in cohorts for filter_ in cohort.filters]
-    view, ever = reader.visitors.view, reader.snapshot.ever
-    columns = {field: view.columns(field) for field in dict.fromkeys(f.field for f in filters) if field.path}
-    empty = [field for field, column in columns.items() if column is None or not column.words]
-    said = list(unknown_names(filters, view.names))
-    return said + [note for field in empty for note in unknown_path(ever, field, "ever")]
 
 
 def _size(members: U64, seen: U64) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Visitors:
 
     def members(self, cohort: Cohort) -> U64:
         """The keys of the people in ``cohort`` at the end of the range, ascending."""
+        self._filters += cohort.filters
 
         def fold(step: Callable[[UserOrder], U64], marks: Mapping[str, tuple[Filter, ...]]) -> list[U64]:
             whole = micros(ALL_TIME.start), micros(ALL_TIME.end)
@@ -98,7 +99,7 @@ class Visitors:
             return []
         fields = dict.fromkeys([*self._fields, *(filter_.field for filter_ in self._filters)])
         columns = {field: self.view.columns(field) for field in fields if field.path}
-        empty = [field for field, column in columns.items() if column is not None and not column.words]
+        empty = [field for field, column in columns.items() if column is None or not column.words]
         said = list(unknown_names(self._filters, self.view.names))
         return said + [note for field in empty for note in unknown_path(self._snapshot.ever, field, "ever")]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
 
 LONG_ENOUGH: Final = 8
 """An id of so many characters occurs in no other word by chance; a shorter one must be the whole word."""
+_MIXED_LENGTH: Final = 3
+"""So many are enough for one that is neither letters nor digits alone, such as ``u-7``."""
 
 
 class StateEraser(Protocol):
@@ -30,17 +34,48 @@ class StateEraser(Protocol):
         """
         ...
 
+    def settle(self) -> bool:
+        """Whether what was dropped or replaced before is now in no journal either.
+
+        :raises StorageError: when it cannot be told.
+        """
+        ...
+
+    def drop_lane(self, lane: str) -> None:
+        """Drop a lane's position and state: its next life begins anew, and an earlier one can write no more. What it
+        has given stays.
+
+        :raises StorageError: when it could not be done; nothing is then.
+        """
+        ...
+
 
 def names(body: bytes | str, ids: Sequence[str]) -> bool:
-    """Whether a key or a value in ``body`` is one of ``ids``, or has a long one of them in it. ``body`` is JSON, or
-    anything else that is then one word."""
+    """Whether a key or a value in ``body`` is one of ``ids``, or has one of them in it that is long enough: not as a
+    part of a longer number or of a longer word, as ``customer1`` is in ``customer10``. ``body`` is JSON, or anything
+    else that is then one word."""
     try:
         words = _words(msgspec.json.decode(body))
     except msgspec.MsgspecError:
         words = [body.decode(errors="replace") if isinstance(body, bytes) else body]
-    whole = frozenset(ids)
-    parts = [id_ for id_ in ids if len(id_) >= LONG_ENOUGH]
-    return any(word in whole or any(part in word for part in parts) for word in words)
+    whole, inside = _sought(tuple(ids))
+    return any(word in whole or (inside is not None and inside.search(word) is not None) for word in words)
+
+
+@lru_cache(8)
+def _sought(ids: tuple[str, ...]) -> tuple[frozenset[str], re.Pattern[str] | None]:
+    inside = [f"{_edge(id_[0], '(?<!%s)')}{re.escape(id_)}{_edge(id_[-1], '(?!%s)')}" for id_ in ids if _telling(id_)]
+    return frozenset(ids), re.compile("|".join(inside)) if inside else None
+
+
+def _telling(id_: str) -> bool:
+    mixed = not (id_.isalpha() or id_.isdigit())
+    return len(id_) >= (_MIXED_LENGTH if mixed else LONG_ENOUGH)
+
+
+def _edge(end: str, beside: str) -> str:
+    """What must not stand beside this end of an id: digits beside a digit, letters beside a letter."""
+    return beside % r"\d" if end.isdigit() else beside % r"[^\W\d_]" if end.isalpha() else ""
 
 
 def _words(value: Any) -> Iterable[str]:

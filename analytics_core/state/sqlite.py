@@ -22,6 +22,8 @@ from analytics_core.records import MetricKind
 from analytics_core.state import Checkpoint, Message, Outputs, Point, tables
 
 _BUSY_SECONDS: Final = 10.0
+_EMPTYING_SECONDS: Final = 0.2
+"""How long lanes wait for readers when the journal is to be emptied."""
 
 
 class SqliteState:
@@ -210,6 +212,20 @@ class SqliteState:
                 connection.close()
                 raise
         return connection
+
+    def empty_journal(self) -> bool:
+        """Bring the journal's changes into the file and empty it, so that it has no earlier contents any more; whether
+        that was done, which a reader prevents.
+
+        :raises StorageError: when it fails.
+        """
+        with self._lock, self._reported("emptying the journal"):
+            self._writer.execute(f"PRAGMA busy_timeout = {_EMPTYING_SECONDS * 1000:.0f}")
+            try:
+                (busy, *_) = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000:.0f}")
+        return not busy
 
     def close(self) -> None:
         """Wait for the commit under way. Readers still at work end their read first."""

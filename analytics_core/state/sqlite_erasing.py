@@ -23,6 +23,8 @@ _HOLDERS: Final = {
 }
 """What may name a user: its table, the column to look into, and which rows of the table are meant."""
 _AT_ONCE: Final = 1_000
+_IDS_AT_ONCE: Final = 100
+"""Ids that one reading of a table looks for."""
 
 
 class SqliteErasing:
@@ -55,17 +57,31 @@ class SqliteErasing:
                 tables.drop_unused_names(connection)
         return dropped
 
+    def settle(self) -> bool:
+        """`StateEraser.settle`."""
+        return self._state.empty_journal()
+
+    def drop_lane(self, lane: str) -> None:
+        """`StateEraser.drop_lane`. The epoch stays and grows, by which earlier lives are told from later ones."""
+        with self._state.transaction("dropping the state of a lane") as connection:
+            connection.execute("DELETE FROM state WHERE lane = ?", (lane,))
+            connection.execute(
+                "UPDATE cursors SET epoch = epoch + 1, position = 0, events = 0, state_version = 1, chunks = NULL, "
+                "chunk_order = NULL WHERE lane = ?",
+                (lane,),
+            )
+
     def _holding(
         self, table: str, column: str, which: str, tenant: str, ids: Sequence[str]
     ) -> list[tuple[int, bytes | str]]:
         """Row numbers and texts. First those with an id anywhere in them, as JSON writes it, then a closer look."""
         found: dict[int, bytes | str] = {}
         with self._reading() as connection:
-            for id_ in ids:
+            for at in range(0, len(ids), _IDS_AT_ONCE):
+                sought = [msgspec.json.encode(id_)[1:-1] for id_ in ids[at : at + _IDS_AT_ONCE]]
+                anywhere = " OR ".join([f"instr(CAST({column} AS BLOB), ?)"] * len(sought))
                 rows = connection.execute(
-                    f"SELECT rowid, {column} FROM {table} WHERE tenant = ?1 {which} "
-                    f"AND instr(CAST({column} AS BLOB), ?2)",
-                    (tenant, msgspec.json.encode(id_)[1:-1]),
+                    f"SELECT rowid, {column} FROM {table} WHERE tenant = ? {which} AND ({anywhere})", (tenant, *sought)
                 )
                 found.update((number, body) for number, body in rows if names(body, ids))
         return list(found.items())

@@ -306,6 +306,33 @@ def test_a_server_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> N
         run(start())
 
 
+def test_the_demo_begins_when_the_plugins_are_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analytics_core.demo.server._PROBE_SECONDS", 0.001)
+    answers = [503, 503, 200]
+
+    async def readiness(request: web.Request) -> web.Response:
+        return web.Response(status=answers.pop(0))
+
+    class Alive(ServerProcess):
+        async def died(self) -> None:
+            await asyncio.Event().wait()
+
+    async def start() -> None:
+        app = web.Application()
+        app.router.add_get("/readyz", readiness)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        async with aiohttp.ClientSession() as session:
+            port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+            await Alive([]).ready(session, f"http://127.0.0.1:{port}")
+        await runner.cleanup()
+
+    run(start())
+    assert answers == []
+
+
 def test_the_shop_is_posted_and_what_the_server_says_is_shown() -> None:
     """Over HTTP against a server that is busy once, tells its lanes, and pushes a metric and an insight."""
     received: list[dict[str, Any]] = []

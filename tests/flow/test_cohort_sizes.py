@@ -86,7 +86,7 @@ def test_who_is_in_it_and_who_of_them_was_active(behind: Behind) -> None:
     answer = behind.all()
     buyers, quiet = answer.pop("cohorts")
     span = {"start": (NOW - timedelta(days=30)).isoformat(), "end": NOW.isoformat()}
-    as_of = {"data_as_of": NOW.isoformat(), "watermark": NOW.isoformat()}
+    as_of = {"data_as_of": NOW.isoformat(), "watermark": NOW.isoformat(), "notes": []}
     assert answer == {"note": None, "timeRange": span, "timezone": "UTC", **as_of}
     assert buyers == {
         "name": "buyers", "title": "buyers", "definition": BUYERS, "people": 2, "active": 1, "share": 0.5
@@ -104,6 +104,17 @@ def test_the_ends_of_the_range_are_when_people_are_in_it(behind: Behind) -> None
     assert size(answer) == (1, 1, 1.0), "bob was not there yet"
     assert answer["timeRange"]["end"] == answer["data_as_of"] == "2025-02-14T23:00:00+00:00"
     assert size(behind.preview(BUYERS, Asked("acme", "UTC", "1h"))) == (0, 0, None)
+
+
+def test_what_nobody_has_sent_is_said(behind: Behind) -> None:
+    behind.post(("purchase", "ada", 1), plan="pro")
+    asked = {"all": [{"did": {"event": "purchse"}}, {"has": {"properties.plam": "pro"}}]}
+    event, path = behind.preview(asked)["notes"]
+    assert event == "no event is named 'purchse'; did you mean 'purchase'?"
+    assert path.startswith("no 'properties.plam' in the")
+    assert path.endswith("did you mean 'properties.plan'?")
+    behind.declare(buyers=asked)
+    assert behind.all()["notes"] == [event, path]
 
 
 def test_what_a_reference_fills_in_is_text_like_any_other(behind: Behind, tmp_path: Path) -> None:
@@ -150,9 +161,9 @@ def test_an_answer_is_read_once_until_an_event_comes_or_another_cohort_is_declar
 @pytest.mark.parametrize(
     ("definition", "time_range", "said"),
     [
-        ({"all": [{"did": {"event": "a"}, "within": "soon"}]}, "7d", "definition: .*within"),
+        ({"all": [{"did": {"event": "a"}, "within": "soon"}]}, "7d", "definition.all.*within: 'soon'"),
         ({"all": [{"has": {"plan": "pro"}}]}, "7d", "definition.*did you mean 'properties.plan'"),
-        ({"all": []}, "7d", "definition: .*length >= 1"),
+        ({"all": []}, "7d", "definition.all: .*valid are 1 to 20"),
         (BUYERS, "soon", "timeRange: 'soon' is no span"),
     ],
 )

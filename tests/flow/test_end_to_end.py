@@ -79,7 +79,7 @@ COUNTS_PROVIDES = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHouse]:
-    with house(tmp_path_factory.mktemp("whole"), host=QUICK) as made:
+    with house(tmp_path_factory.mktemp("whole"), host=QUICK, forked=False) as made:
         made.install(
             "counts", COUNTS, COUNTS_HOOKS, head="from analytics_core.events import Event", provides=COUNTS_PROVIDES
         )

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from analytics_core.erasure.erasing import Places
 from analytics_core.erasure.erasures import Erasures, IdsOf, only
 from analytics_core.erasure.export import UserExports
 from analytics_core.erasure.receipts import ErasureReceipt, Receipts
-from analytics_core.errors import NotFoundError, ParameterError, StorageError
+from analytics_core.errors import NotFoundError, ParameterError, PluginRunsError, StorageError
 from analytics_core.events import UNPLACED_SCHEMA
 from analytics_core.events.owners import Owners
 from analytics_core.host.plugins import PluginHost
@@ -109,6 +110,7 @@ class House(plugin_house.House):
             lanes=lambda: (),
             flush=lambda: self.writer.flush(5.0),
             drop_caches=self.dropped.append,
+            earlier=self.history.earlier,
             drop_replays=lambda _: None,
         )
         self.ticking = threading.Event()
@@ -164,6 +166,12 @@ class House(plugin_house.House):
         self.lake.close()
         self.dedup.close()
         super().close()
+
+
+@pytest.fixture(autouse=True)
+def no_long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analytics_core.erasure.erasures._LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("analytics_core.lanes.store_writer._PACE_SECONDS", 0.03)
 
 
 @pytest.fixture
@@ -267,8 +275,7 @@ def _seen(house: House, lane: str) -> dict[str, float]:
     return {point.labels["who"]: point.value for point in _points(house) if point.lane == lane}
 
 
-def test_in_the_end_the_id_is_in_no_file(tmp_path: Path) -> None:
-    house = House(tmp_path)
+def test_in_the_end_the_id_is_in_no_file(house: House) -> None:
     house.install("near", REMEMBERING + ERASE, (*FOLDING, "erase"), isolation="thread")
 
     async def scenario() -> None:
@@ -284,9 +291,7 @@ def test_in_the_end_the_id_is_in_no_file(tmp_path: Path) -> None:
     asyncio.run(scenario())
     forgotten(house)
     assert set(house.stored()) == {"bob"}
-    house.close()
-    holders = [p for p in house.data.rglob("*") if p.is_file() and ADA.encode() in p.read_bytes()]
-    assert not holders
+    assert not [p for p in house.data.rglob("*") if p.is_file() and ADA.encode() in p.read_bytes()]
 
 
 def test_a_plugin_that_does_not_run_is_told_when_it_does(house: House) -> None:
@@ -315,6 +320,66 @@ def test_a_plugin_that_does_not_run_is_told_when_it_does(house: House) -> None:
         assert _seen(house, "near") == {"bob": 2}
 
     asyncio.run(scenario())
+
+
+def test_the_operator_drops_the_state_of_a_plugin_that_is_not_to_come_back(house: House) -> None:
+    house.install("near", REMEMBERING + ERASE, (*FOLDING, "erase"), isolation="thread")
+
+    async def scenario() -> None:
+        house.take(ADA, "bob")
+        async with house.plugins() as host:
+            await until_state(host, "near", "active")
+            await until(lambda: _seen(house, "near") == {ADA: 1, "bob": 1}, "both are seen")
+        with house.erasing() as erasures:  # it is as if it were uninstalled
+            receipt = await asyncio.to_thread(over, erasures, erasures.begin("a", [ADA], "x"))
+            assert (receipt.at("plugin:near").status, receipt.at("plugin:near").detail[:16]) == (
+                "deferred",
+                "is not installed",
+            )
+            with pytest.raises(NotFoundError, match="that this erasure waits for is named 'nea'; did you"):
+                erasures.drop_state("a", receipt.id, "nea", "x")
+            house.views = lambda: [_view("near", "quarantined")]
+            with pytest.raises(PluginRunsError, match="is quarantined, so it might be told yet; disable it first"):
+                erasures.drop_state("a", receipt.id, "near", "x")
+            house.views = lambda: ()
+            assert house.places.state.positions() != {"near": 0}
+            erasures.drop_state("a", receipt.id, "near", "x")
+            await asyncio.to_thread(forgotten, house)
+            seen = erasures.view("a", receipt.id)
+            assert {entry.status for entry in seen.places} == {"done"}
+            assert "its state was dropped" in seen.at("plugin:near").detail
+            async with house.plugins():
+                house.take("bob")
+                await until(lambda: _seen(house, "near") == {"bob": 2}, "it begins anew")
+
+    asyncio.run(scenario())
+
+
+def _view(name: str, state: str) -> Any:
+    return SimpleNamespace(name=name, state=state, reason="", hooks=(*FOLDING, "erase"))
+
+
+def test_of_a_plugin_that_is_gone_nothing_is_said_that_nobody_knows(house: House) -> None:
+    house.take(ADA)
+    state = house.state
+    with house.erasing() as erasures:
+        state.commit(msgspec.structs.replace(state.claim("gone"), position=1_000_000, state=b"ada?"))
+        state.commit(msgspec.structs.replace(state.claim("kept"), position=1_000_000, state=b"ada!"))
+        house.views = lambda: [SimpleNamespace(**vars(_view("kept", "active")) | {"hooks": FOLDING})]
+        receipt = erasures.begin("a", [ADA], "x")
+        until_said(erasures, receipt, "plugin:kept", "rebuild", "has no erase hook")
+        house.views = lambda: ()  # it is uninstalled
+        seen = over(erasures, receipt)
+    assert (seen.at("plugin:gone").status, seen.at("plugin:kept").status) == ("rebuild", "rebuild")
+    assert "nobody can tell" in seen.at("plugin:gone").detail
+    assert "has no erase hook" in seen.at("plugin:kept").detail
+
+
+def until_said(erasures: Erasures, receipt: ErasureReceipt, place: str, status: str, detail: str) -> None:
+    deadline = time.monotonic() + 30
+    while (entry := erasures.view("a", receipt.id).at(place)).status != status or detail not in entry.detail:
+        assert time.monotonic() < deadline, entry
+        time.sleep(0.005)
 
 
 def test_a_plugin_whose_hook_fails_fails_the_erasure_which_stays_open(house: House) -> None:
@@ -418,6 +483,20 @@ def test_files_that_a_question_reads_are_waited_for(house: House) -> None:
         over(erasures, receipt)
 
 
+def test_caches_are_dropped_once_more_when_no_question_is_left_that_might_fill_them(house: House) -> None:
+    house.take(ADA, "bob")  # in the log only: no file of the lake has to be waited for
+    with house.erasing() as erasures:
+        with house.history.reader("a"):
+            receipt = erasures.begin("a", [ADA], "x")
+            until_said(erasures, receipt, "caches", "waiting", "until 1 questions have ended that began earlier")
+            with house.history.reader("a"):  # a later one knows nothing of them
+                assert house.history.earlier("a", receipt.position) == 1
+            assert house.history.earlier("b", receipt.position) == 0
+            assert house.dropped == ["a"]
+        over(erasures, receipt)
+    assert house.dropped == ["a", "a"]
+
+
 # --- who, and what of them
 
 
@@ -425,7 +504,10 @@ def test_all_linked_ids_go_and_receipts_name_nobody(house: House) -> None:
     house.take(ADA, (None, "phone-1234"), (None, "laptop-5"), "bob")
     linked = {ADA: ["phone-1234", "laptop-5"]}
     with house.erasing(lambda tenant, id_: linked.get(id_, ())) as erasures:
-        assert list(erasures.look("a", [ADA]).ids) == [ADA, "phone-1234", "laptop-5"]
+        house.state.document("a", "analysis", "1", msgspec.json.encode({"of": "phone-1234"}))
+        found = erasures.look("a", [ADA])
+        assert list(found.ids) == [ADA, "phone-1234", "laptop-5"]
+        assert (found.events, {what: n for what, n in found.outputs.items() if n}) == (3, {"documents": 1})
         receipt = over(erasures, erasures.begin("a", [ADA], "x"))
         again = over(erasures, erasures.begin("a", [ADA], "x"))
         other = over(erasures, erasures.begin("b", [ADA], "x"), "b")
@@ -506,6 +588,14 @@ def test_erasures_and_exports_over_http() -> None:
             assert (await house.ask("GET", f"{path}/erasures/acme-1", key)).body["places"][0]["status"] == "waiting"
             assert (await house.ask("GET", f"{path}/erasures/acme-1", "other-operator")).status == 404
             assert (await house.ask("GET", f"{path}/erasures", "other-operator")).body == {"erasures": []}
+            told = f"{path}/erasures/acme-1/plugins/shop"
+            assert (await house.ask("DELETE", told, "acme-writer")).status == 403
+            assert (await house.ask("DELETE", told, key)).status == 202
+            assert house.behind.asked[-1][:4] == ("drop state", "acme", "acme-1", "shop")
+            house.behind.fail = PluginRunsError("shop", "is active")
+            refused = await house.ask("DELETE", told, key)
+            assert (refused.status, refused.body["title"]) == (409, "Plugin runs")
+            house.behind.fail = None
             url, key_header = f"{house.url}{path}/a%2Fb/export", {"X-API-Key": "acme-reader"}
             async with house.http.get(yarl.URL(url, encoded=True), headers=key_header) as export:
                 assert export.headers["Content-Type"] == "application/x-ndjson"

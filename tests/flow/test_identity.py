@@ -72,6 +72,17 @@ def test_links_that_are_erased_are_gone_at_once(house: House) -> None:
     assert history.identities.ids_of("default", "u2") == ["u2", "a2", "a3"]
 
 
+def test_what_another_user_claimed_of_an_erased_one_is_gone_and_joins_nobody(house: House) -> None:
+    erased: list[Tombstone] = []
+    history = History(house.log, house.store, erased=lambda: erased)
+    said = {"event": "alias", "user_id": "bob", "properties": {"previousId": "ada"}}
+    house.post({"event": "view", "user_id": "ada"}, {"event": "view", "user_id": "bob"}, said)
+    assert [merge.state for merge in history.identities.now("default").merges()] == ["refused"]
+    erased.append(Tombstone(position=3, tenant="default", owners=Owners(("ada",)), key="k", at=0))
+    assert history.identities.now("default").merges() == []
+    assert history.identities.ids_of("default", "ada") == ["ada"]
+
+
 def test_sql_counts_people_whatever_the_range_of_the_question(house: House) -> None:
     house.post(
         identify("a1", "u1"), *[{"event": "view", "anonymous_id": a} for a in ("a1", "a1", "a2")], {"event": "x"}

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from analytics_core.errors import NotFoundError, ParameterError, QueryError
+from analytics_core.errors import NotFoundError, ParameterError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
 from analytics_core.hashing import hash_strings
 from analytics_core.lake.delta import DeltaStore
@@ -344,5 +344,5 @@ def test_a_reader_gives_series_over_its_own_range_and_filters(shop: Shop) -> Non
         with pickle.loads(pickle.dumps(reader.to_spec())).open() as there:  # in a plugin's process
             assert there.metric("revenue", "day").values.tolist() == [10, 0, 60]
             assert there.metric("buy", "day").values.tolist() == [1, 0, 2]
-            with pytest.raises(QueryError):
+            with pytest.raises(ParameterError):
                 there.metric("web.hits", "day")

@@ -210,6 +210,9 @@ CASES: dict[str, Case] = {
     "post /api/v1/users/erase": lambda ask, _: [ask("POST", "/api/v1/users/erase", {"ids": ["plain"], "dryRun": True})],
     "get /api/v1/users/erasures": get("/api/v1/users/erasures"),
     "get /api/v1/users/erasures/{id}": get("/api/v1/users/erasures/none"),
+    "delete /api/v1/users/erasures/{id}/plugins/{name}": lambda ask, _: [
+        ask("DELETE", "/api/v1/users/erasures/none/plugins/performance")
+    ],
     "get /api/v1/users/{id}/export": get("/api/v1/users/plain/export"),
     "get /healthz": get("/healthz"),
     "get /readyz": get("/readyz"),

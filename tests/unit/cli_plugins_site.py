@@ -91,7 +91,7 @@ def answering(reply: Callable[[str, dict[str, str]], tuple[int, bytes]]) -> Iter
             self.end_headers()
             self.wfile.write(body)
 
-        do_GET = do_POST = answer  # noqa: N815 - the names that http.server looks for
+        do_GET = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server looks for
 
         def log_message(self, *arguments: Any) -> None:
             """Keep the test's output clean."""

@@ -17,6 +17,7 @@ BESIDE: dict[str, Any] = {
     "timezone": "Europe/Berlin",
     "data_as_of": "2025-02-02T11:00:00+00:00",
     "watermark": "2025-02-02T11:00:01+00:00",
+    "notes": [],
 }
 BUYERS: dict[str, Any] = {
     "name": "buyers",
@@ -51,7 +52,7 @@ def test_all_are_a_table_that_obeys_no_title() -> None:
     assert lines[0] == "cohorts, 2025-01-03 12:00 to 2025-02-02 12:00 (Europe/Berlin)"
     assert lines[1].split() == ["name", "title", "people", "active", "share"]
     assert [line.split()[0::1][-3:] for line in lines[3:5]] == [["12,345", "99", "12.5%"], ["0", "0", "-"]]
-    assert lines[5:] == ["as of 2025-02-02T11:00:00+00:00 (watermark 2025-02-02T11:00:01+00:00)"]
+    assert lines[5:] == ["as of 2025-02-02 12:00 (Europe/Berlin), watermark 2025-02-02 12:00:01"]
 
 
 def test_one_shows_its_definition_as_in_a_manifest() -> None:
@@ -76,6 +77,11 @@ def test_without_any_it_says_how_to_declare_one() -> None:
     done, _ = answered(answer=nothing)
     assert (done.exit_code, done.stderr) == (0, "no cohort is declared; do so\n")
     assert done.stdout.splitlines()[-1] == "as of nothing: no event has come yet"
+
+
+def test_what_nobody_has_sent_is_said_beside_the_table() -> None:
+    done, _ = answered(answer={**ALL, **BESIDE, "notes": ["no event is named 'purchse'; did you mean 'purchase'?"]})
+    assert (done.exit_code, done.stderr) == (0, "no event is named 'purchse'; did you mean 'purchase'?\n")
 
 
 @pytest.mark.parametrize("status", [404, 422])

@@ -138,7 +138,7 @@ def test_a_refusal_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
     file.write_text("what was there")
     with answering(REFUSED) as (url, _):
         done = run("--url", url, "-o", str(file))
-    assert (done.exit_code, done.stderr) == (1, f"analytics: {url} answered 422: filter[0].op: is no operator\n")
+    assert (done.exit_code, done.stderr) == (2, "analytics: filter[0].op: is no operator\n")
     assert file.read_text() == "what was there"
     assert list(tmp_path.iterdir()) == [file]
 

@@ -120,8 +120,16 @@ def test_members_are_those_of_a_plain_reading(history: list[tuple[str, str, int]
     [
         ("buyer", "did you mean 'buyers'"),
         (3, "valid are a name and"),
-        ({}, "all"),
-        ({"all": []}, "length >= 1"),
+        ([], "valid are a name and"),
+        ({}, "the key 'all' is missing"),
+        ({"all": []}, "valid are 1 to 20"),
+        ({"all": [{"did": {"evnt": "a"}}]}, "cohort.all[0].did.evnt: the key is not known; did you mean 'event'?"),
+        ({"all": [{"did": {"event": "a"}, "atLeast": 2}]}, "did you mean 'at_least'?"),
+        (
+            {"all": [{"did": {"event": "a", "where": {"event": "b"}}}]},
+            "all[0].did.where.event: names the event a second",
+        ),
+        ({"all": [{"has": {}}]}, "cohort.all[0].has: is empty"),
         ({"all": [{}]}, "exactly one of 'did', 'did_not' and 'has'; it has none"),
         ({"all": [{"did": {"event": "a"}, "has": {"properties.x": 1}}]}, "it has did and has"),
         ({"all": [{"did": {"event": "a"}, "within": "soon"}]}, "within"),

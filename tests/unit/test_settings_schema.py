@@ -60,6 +60,15 @@ def test_settings_are_taken_exactly_when_jsonschema_takes_them(part: Any, value:
     assert (not fit_schema(schema, {"key": value})[1]) == expected
 
 
+def test_a_whole_number_is_an_integer_however_it_is_written() -> None:
+    whole = {"type": "integer", "maximum": 5}
+    schema = {"properties": {"n": whole, "x": {"type": "number"}, "listed": {"items": {"properties": {"n": whole}}}}}
+    values, problems = fit_schema(schema, {"n": 5.0, "x": 5.0, "listed": [{"n": 3.0}]})
+    assert not problems
+    assert [type(each) for each in (values["n"], values["x"], values["listed"][0]["n"])] == [int, float, int]
+    assert fit_schema(schema, {"n": 2.5})[1][0][0] == "n"
+
+
 def test_plain_settings_need_no_jsonschema() -> None:
     code = """
 import sys

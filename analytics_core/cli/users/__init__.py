@@ -14,6 +14,7 @@ _COMMANDS: Final = {
     "unmerge": ("unmerging", "Undo MERGE: what it joined is parted again."),
     "merges": ("merges", "Links between ids that were made, refused or undone."),
     "erase": ("erasing", "Erase all events of the users with these IDs, and what names them, for good."),
+    "erasures": ("erasures", "The receipts of erasures; drop what a plugin that cannot be told has stored."),
     "export": ("exporting", "Write all that is stored about the user ID, one JSON object a line."),
 }
 

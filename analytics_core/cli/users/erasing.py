@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import click
-import msgspec
 
 from analytics_core.cli.asking import RefusedError, Server, asking_options, show_json
-from analytics_core.erasure.receipts import ErasureReceipt, Found, Place
+from analytics_core.cli.users.receipts import PATH, SECONDS, Told, end, followed, read
+from analytics_core.erasure.receipts import ErasureReceipt, Found
 from analytics_core.errors import AnalyticsError, ServerRefusedError
 
-_PATH: Final = "/api/v1/users"
-_SECONDS: Final = 120.0
-_LOOK_SECONDS: Final = 0.2
 _UNPROCESSABLE: Final = 422
-_MARKS: Final = {"waiting": "…", "done": "✓", "rebuild": "!", "deferred": "!", "failed": "✗"}
+_SHOWN: Final = 20
 
 
 @click.command("erase")
@@ -29,7 +26,8 @@ def command(ctx: click.Context, ids: tuple[str, ...], yes: bool, as_json: bool, 
 
     From the server's answer on nothing shows an event of theirs that was accepted before it; events that come later are
     kept. What is left to be done shows as it is done: the lake's files are written anew without them, the log's are
-    deleted, plugins are told, and findings that name them are dropped. After Ctrl-C it goes on without you.
+    deleted, plugins are told, and findings that name them are dropped. After Ctrl-C it goes on without you, and
+    `analytics users erasures` shows what has become of it.
 
     It takes the key of an operator. The exit code is 1 when a plugin that fails keeps what it made of the events, or
     the server does not answer, and 2 for what cannot be asked for.
@@ -40,61 +38,38 @@ def command(ctx: click.Context, ids: tuple[str, ...], yes: bool, as_json: bool, 
         _confirm(_asked(server, {"ids": ids, "dryRun": True}, Found))
     receipt = _asked(server, {"ids": ids}, ErasureReceipt)
     try:
-        receipt = _followed(server, receipt, show=not as_json)
-    except KeyboardInterrupt:
-        click.echo(f"it goes on without you; its receipt: GET {_PATH}/erasures/{receipt.id}", err=True)
+        receipt = followed(server, receipt, show=not as_json)
+    except (KeyboardInterrupt, AnalyticsError):
+        click.echo(f"it goes on without you; its receipt: analytics users erasures {receipt.id}", err=True)
         raise
     if as_json:
         show_json(receipt)
     else:
-        _show_end(receipt)
+        end(receipt)
     ctx.exit(1 if receipt.state == "failed" else 0)
 
 
-def _asked(server: Server, body: dict[str, Any], kind: Any) -> Any:
+def _asked(server: Server, body: dict[str, Any], kind: type[Told]) -> Told:
     """:raises RefusedError: for ids that the server does not take."""
     try:
-        return _read(server, server.ask("POST", f"{_PATH}/erase", _SECONDS, body=body), kind)
+        return read(server, server.ask("POST", f"{PATH}/erase", SECONDS, body=body), kind)
     except ServerRefusedError as error:
         if error.answered == _UNPROCESSABLE:
-            raise RefusedError(str(error)) from error
+            raise RefusedError(error.detail) from error
         raise
-
-
-def _read(server: Server, answer: Any, kind: Any) -> Any:
-    try:
-        return msgspec.convert(answer, kind)
-    except msgspec.MsgspecError as error:
-        raise AnalyticsError(f"what {server.url} says of an erasure cannot be read: {error}") from error
 
 
 def _confirm(found: Found) -> None:
     when = f", from {found.first:%Y-%m-%d} to {found.last:%Y-%m-%d}" if found.first and found.last else ""
-    click.echo(f"{found.events:,} events{when} of {', '.join(found.ids)}")
+    click.echo(f"{found.events:,} events{when} of {_some(found.ids)}")
+    named = [f"{count:,} {what}" for what, count in found.outputs.items() if count]
+    if named:
+        click.echo(f"beside them these name one of the ids, and go with them: {', '.join(named)}")
+    elif not found.events:
+        click.echo("nothing is stored under this name; an erasure looks through all places nevertheless")
     click.confirm("erase them for good?", abort=True)
 
 
-def _followed(server: Server, receipt: ErasureReceipt, *, show: bool) -> ErasureReceipt:
-    """The receipt when nothing waits any more. Each place is a line once it has come to something."""
-    told: set[str] = set()
-    while True:
-        for entry in receipt.places:
-            if show and entry.status != "waiting" and entry.place not in told:
-                told.add(entry.place)
-                click.echo(_line(entry))
-        if receipt.state != "running":
-            return receipt
-        time.sleep(_LOOK_SECONDS)
-        answer = server.ask("GET", f"{_PATH}/erasures/{receipt.id}", _SECONDS)
-        receipt = _read(server, answer, ErasureReceipt)
-
-
-def _line(entry: Place) -> str:
-    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in entry.counts.items() if count)
-    return f"{_MARKS[entry.status]} {entry.place}: {entry.detail}{f' ({counts})' if counts else ''}"
-
-
-def _show_end(receipt: ErasureReceipt) -> None:
-    if receipt.note:
-        click.echo(receipt.note)
-    click.echo(f"erasure {receipt.id} is {receipt.state}; its receipt: GET {_PATH}/erasures/{receipt.id}")
+def _some(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _SHOWN:,} ids more" if len(ids) > _SHOWN else ""
+    return f"{', '.join(ids[:_SHOWN])}{more}"

@@ -38,10 +38,17 @@ def command(id_: str, output: Path | None, as_json: bool, server: Server) -> Non
         _write(sys.stdout.buffer, some, lines)
         return
     try:
-        with output.open("xb") as file:
-            _write(file, some, lines)
+        file = output.open("xb")
     except FileExistsError:
         raise RefusedError(f"{output} exists; name a new file with -o") from None
+    except OSError as error:
+        raise RefusedError(f"{output} cannot be written: {error.strerror}") from error
+    try:
+        with file:
+            _write(file, some, lines)
+    except BaseException:
+        output.unlink()  # what is not whole must not look as if it were
+        raise
 
 
 def _write(file: BinaryIO, some: bytes, lines: Iterator[bytes]) -> None:
