@@ -13,12 +13,15 @@ import pyarrow as pa
 
 LARGE_BYTES: Final = 4 << 20
 """A block of this size is mapped for itself: it costs a fault a page, and is gone when it is freed."""
-SLACK_BYTES: Final = 128 << 20
+SLACK_BYTES: Final = 32 << 20
 """How much the process may have grown since the last time: what is given back costs whoever is next a fault a page."""
+ARENAS: Final = max(2, os.cpu_count() or 1)
+"""Pools of freed memory: what is freed in one is of no use to the others."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _STATM: Final = Path("/proc/self/statm")
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 
 _giving = threading.Lock()
 _resident = 0
@@ -38,6 +41,7 @@ def arrange() -> None:
     pa.set_memory_pool(pa.system_memory_pool())
     libc.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
     libc.mallopt(_M_TRIM_THRESHOLD, 2 * LARGE_BYTES)
+    libc.mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def give_back() -> None:

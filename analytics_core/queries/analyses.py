@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
-import pyarrow as pa
 
 from analytics_core.errors import (
-    BudgetError,
     HookFailedError,
     NotFoundError,
     ParameterError,
@@ -22,6 +18,7 @@ from analytics_core.errors import (
 )
 from analytics_core.manifest import fit_schema
 from analytics_core.metrics.filters import Filter
+from analytics_core.queries.answers import freshness, shown
 from analytics_core.queries.cache import AnswerCache, Made
 from analytics_core.queries.cohorts import Cohort, read_cohort
 from analytics_core.queries.filters import parse_filters
@@ -30,7 +27,6 @@ from analytics_core.queries.ranges import time_range, whole_minute
 from analytics_core.queries.reader import MetricSource, Reader
 from analytics_core.records import Answer, EventReader, Question, TimeRange
 
-MAX_ROWS: Final = 100_000
 DEFAULT_RANGE: Final = "30d"
 _WEEK_START: Final = "weekStart"
 """A parameter of this name has the tenant's default."""
@@ -164,7 +160,7 @@ class Analyses:
         answer = await self._answers.get(key, lambda: self._answer(asked, metrics))
         duplicates = await asyncio.to_thread(self._duplicates, tenant, asked.question.range)
         quality = {**answer["quality"], "duplicates": duplicates}
-        return {**answer, "quality": quality, **_freshness(now.watermark, asked.question.range.end)}
+        return {**answer, "quality": quality, **freshness(now.watermark, asked.question.range.end)}
 
     def _asked(self, spec: Spec, parameters: Mapping[str, Any], tenant: str, timezone: str) -> Asked:
         if _WEEK_START in spec.schema.get("properties", {}):
@@ -194,14 +190,15 @@ class Analyses:
         )
         try:
             answer = await self._calls.insight(question, reader)
-            shown = await asyncio.to_thread(_shown, asked, answer, reader)
+            made = await asyncio.to_thread(_shown, asked.spec, answer, reader)
         except PluginError as error:
             if self._history.stopping:  # the plugin was cut off, whatever it made of that
                 raise StoppingError from error
             raise
         finally:
             await asyncio.to_thread(reader.close)
-        return Made(shown, not reader.beyond_events)
+        named = {"analysis": asked.spec.name, "plugin": asked.spec.plugin, "parameters": asked.shown}
+        return Made({**named, **made}, not reader.beyond_events)
 
 
 class Asked(NamedTuple):
@@ -240,91 +237,8 @@ def _text(value: Any, parameter: str) -> str:
     return value
 
 
-def _rows(table: Any) -> tuple[list[str], list[dict[str, Any]]]:
-    """Column names and JSON-ready rows of what the plugin gave: an Arrow table or a list of row dicts."""
-    if isinstance(table, pa.Table):
-        if len(table) <= MAX_ROWS:
-            return list(table.column_names), [jsonable(row) for row in table.to_pylist()]
-        size = len(table)
-    else:
-        listed = [] if table is None else list(table)
-        if len(listed) <= MAX_ROWS:
-            return list(dict.fromkeys(key for row in listed for key in row)), [jsonable(dict(row)) for row in listed]
-        size = len(listed)
-    raise BudgetError(
-        f"the answer has {size:,} rows, and at most {MAX_ROWS:,} can be given; narrow the time range, or ask for fewer "
-        "values or longer periods"
-    )
-
-
-def _shown(asked: Asked, answer: Answer, reader: Reader) -> dict[str, Any]:
-    """The whole answer, ready for JSON. Many rows take seconds.
-
-    :raises HookFailedError: for what has no form in JSON.
-    """
+def _shown(spec: Spec, answer: Answer, reader: Reader) -> dict[str, Any]:
     try:
-        columns, rows = _rows(answer.table)
-        findings = _findings(answer)
+        return shown(answer, reader)
     except (TypeError, ValueError, RecursionError) as error:
-        raise HookFailedError(
-            asked.spec.plugin, "insight", f"{asked.spec.name!r} gave what is no row: {error}"
-        ) from error
-    return {
-        "analysis": asked.spec.name,
-        "plugin": asked.spec.plugin,
-        "parameters": asked.shown,
-        "columns": columns,
-        "data": rows,
-        **findings,
-        **_beside(reader),
-    }
-
-
-def _beside(reader: Reader) -> dict[str, Any]:
-    """What stands beside the figures: how good their events are, and what was asked for in vain."""
-    events, late, bots = reader.visitors.quality()
-    share = round(bots / events, 4) if events else None
-    return {"quality": {"events": events, "late": late, "bot_share": share}, "notes": reader.visitors.notes()}
-
-
-def _findings(answer: Answer) -> dict[str, Any]:
-    return {
-        "insights": jsonable(list(answer.insights)),
-        "recommendations": jsonable(list(answer.recommendations)),
-        "chart": jsonable(answer.chart),
-    }
-
-
-def _freshness(watermark: datetime | None, end: datetime) -> dict[str, Any]:
-    return {
-        "data_as_of": min(watermark, end).isoformat() if watermark else None,
-        "watermark": watermark.isoformat() if watermark else None,
-    }
-
-
-def jsonable(value: Any) -> Any:
-    """Plain JSON values: times as ISO 8601, decimals and numpy numbers as numbers, what is not finite as null."""
-    return _finite(msgspec.to_builtins(value, enc_hook=_plain, builtin_types=(datetime, Decimal)))
-
-
-def _finite(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _finite(child) for key, child in value.items()}
-        case list() | tuple():
-            return [_finite(child) for child in value]
-        case Decimal():
-            return int(value) if value == value.to_integral_value() else float(value)
-        case datetime():
-            return value.isoformat()
-        case float() if not math.isfinite(value):
-            return None
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """numpy scalars and arrays, and whatever else knows its plain form."""
-    for name in ("item", "tolist", "to_pylist"):
-        if (hasattr(value, name) and getattr(value, "ndim", 0) == 0) or (name != "item" and hasattr(value, name)):
-            return getattr(value, name)()
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+        raise HookFailedError(spec.plugin, "insight", f"{spec.name!r} gave what is no row: {error}") from error

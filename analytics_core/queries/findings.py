@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from analytics_core.errors import HookFailedError
-from analytics_core.queries.analyses import jsonable
+from analytics_core.queries.answers import jsonable
 from analytics_core.queries.points import merge
 from analytics_core.records import Metric, ProcessResult
 from analytics_core.state import Point

@@ -21,6 +21,7 @@ from analytics_core.memory import give_back
 from analytics_core.metrics.filters import Field
 from analytics_core.queries import tenant_order
 from analytics_core.queries.handed_order import HandedOrder
+from analytics_core.queries.pieces import SMALL
 from analytics_core.queries.tenant_order import Source, TenantOrder
 from analytics_core.queries.user_order import View
 
@@ -180,7 +181,7 @@ class OrderCache:
             tenants = [tenant for tenant in self._tenants.values() if not tenant.resting]
             if sum(tenant.held.in_memory for tenant in tenants) >= tenant_order.FLUSH:
                 largest = max(tenants, key=lambda tenant: tenant.held.in_memory)
-                self._relief = self._pool.submit(largest.tidy, tenant_order.SMALL)
+                self._relief = self._pool.submit(largest.tidy, SMALL)
             elif len(tenants) > MOST_AWAKE:
                 self._relief = self._pool.submit(_rest, tenants[:-MOST_AWAKE])
 

@@ -10,36 +10,33 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from itertools import pairwise, takewhile, zip_longest
-from typing import Any, Final, NamedTuple, Protocol
+from itertools import pairwise, zip_longest
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
 import structlog
-from msgspec import Struct
 from msgspec.structs import replace
 
 from analytics_core.errors import BuildingError
-from analytics_core.lake.order_files import Listing, OrderFiles, StoredRun
+from analytics_core.lake.order_files import Listing, OrderFiles
 from analytics_core.lake.user_order import EMPTY, Run, concatenated, cuts, joined, settled
 from analytics_core.queries.handed_order import HandedOrder
 from analytics_core.queries.identity import Identity
-from analytics_core.queries.levels import LINKS, Level, joined_level, rejoined
-from analytics_core.queries.marks import PLACE, Columns, Places
-from analytics_core.queries.user_order import ROWS, View, Words, run_of
+from analytics_core.queries.levels import LINKS, joined_level, rejoined
+from analytics_core.queries.marks import PLACE, Places
+from analytics_core.queries.pieces import SMALL, Held, Piece, gathered, in_memory, piece_of
+from analytics_core.queries.user_order import ROWS, Words, run_of
 from analytics_core.queries.value_columns import ValueColumns
 
 FLUSH: Final = 1 << 21
 """Events in memory from which they are written to files: 60 MB."""
-SMALL: Final = 1 << 16
-"""Runs in memory up to this size become one at once, and are not worth a file."""
 _FACTOR: Final = 4
 """A run in a file is at least so many times as large as the one after it, or they become one."""
 _BLOCK: Final = 1 << 20
 """Events that are merged at a time."""
 _READ: Final = 1 << 19
 """Events that are sorted at a time; as rows they take several times what they take as a run."""
-NOBODY: Final = Identity()
 _log = structlog.get_logger(__name__)
 
 
@@ -64,55 +61,6 @@ class Source(Protocol):
     def ever(self, query: str, parameters: Mapping[str, Any]) -> pa.Table: ...
     def stream(self, query: str, parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]: ...
     def close(self) -> None: ...
-
-
-class Piece(NamedTuple):
-    """A run of ids and what of the log is in it and those before it: all below ``upto``, ``seen`` events; ``stored`` is
-    its place in the files, None for one in memory. ``level`` has its ids joined to persons."""
-
-    run: Run
-    level: Level
-    upto: int
-    seen: int
-    stored: StoredRun | None = None
-
-
-class Held(Struct, frozen=True, eq=False):
-    """What is held of a tenant. Replaced as a whole, so that whoever reads it needs no lock."""
-
-    pieces: tuple[Piece, ...]
-    names: Words
-    identity: Identity = NOBODY
-
-    @property
-    def upto(self) -> int:
-        return self.pieces[-1].upto if self.pieces else 0
-
-    @property
-    def seen(self) -> int:
-        return self.pieces[-1].seen if self.pieces else 0
-
-    @property
-    def in_memory(self) -> int:
-        return sum(len(piece.run) for piece in self.pieces if piece.stored is None)
-
-    def stored(self, upto: int) -> tuple[StoredRun, ...]:
-        """The first ones in files, as far as they hold nothing from ``upto`` on: together all below some position."""
-        runs = takewhile(lambda run: run is not None and run.upto <= upto, (piece.stored for piece in self.pieces))
-        return tuple(run for run in runs if run is not None)
-
-    def having(self, piece: Piece, at: int, count: int = 0) -> Held:
-        """With ``piece`` instead of ``count`` others from ``at`` on."""
-        return replace(self, pieces=(*self.pieces[:at], piece, *self.pieces[at + count :]))
-
-    def view(self, position: int, columns: Columns) -> View:
-        """The events below ``position``, which is not beyond ``upto``."""
-        levels = [
-            piece.level if piece.upto <= position else replace(piece.level, below=position)
-            for piece in self.pieces
-            if len(piece.run)
-        ]
-        return View(levels, self.names.words, columns)
 
 
 class TenantOrder:
@@ -160,7 +108,7 @@ class TenantOrder:
             self.values.forget()  # what they hold was read from another log
             listing = Listing()
         try:
-            pieces = tuple(_piece(self._files.open(run), run.upto, run.seen, run) for run in listing.runs)
+            pieces = tuple(piece_of(self._files.open(run), run.upto, run.seen, run) for run in listing.runs)
         except OSError:
             listing, pieces = Listing(), ()
         self.held, self._lake, self.resting = Held(pieces, Words(listing.names)), source.lake, False
@@ -234,10 +182,10 @@ class TenantOrder:
         held = self.held
         if source.stored <= held.upto:
             rows = source.tail(held.upto)
-            piece = _piece(run_of(rows, held.names), source.position, held.seen + len(rows))
+            piece = piece_of(run_of(rows, held.names), source.position, held.seen + len(rows))
         else:
             piece = self._streamed(source, held)
-        pieces = _gathered((*held.pieces, piece), self._writing)
+        pieces = gathered((*held.pieces, piece), self._writing)
         self.held = replace(held, pieces=(*pieces[:-1], self._joined(pieces[-1])))
 
     def _streamed(self, source: Source, held: Held) -> Piece:
@@ -252,9 +200,9 @@ class TenantOrder:
             runs.append(run_of(rows, held.names))
             self.read = seen = seen + len(rows)
         if len(runs) <= 1:
-            return _piece(runs[0] if runs else EMPTY, source.position, seen)
+            return piece_of(runs[0] if runs else EMPTY, source.position, seen)
         if not spilled:
-            return _piece(settled(joined(runs)), source.position, seen)
+            return piece_of(settled(joined(runs)), source.position, seen)
         return self._piece(lambda: map(settled, self._blocks(runs)), source.position, seen)
 
     def _spilled(self, runs: Sequence[Run]) -> Run:
@@ -264,10 +212,10 @@ class TenantOrder:
         """One of ``runs``, whose visitors follow one another, in a file; in memory when that cannot be written."""
         try:
             stored = self._files.write(runs(), upto, seen)
-            return _piece(self._files.open(stored), upto, seen, stored)
+            return piece_of(self._files.open(stored), upto, seen, stored)
         except OSError as error:
             self._tell(error)
-            return _piece(concatenated(list(runs())), upto, seen)
+            return piece_of(concatenated(list(runs())), upto, seen)
 
     def _blocks(self, runs: Sequence[Run]) -> Iterator[Run]:
         for run in _blocks(runs):
@@ -298,7 +246,7 @@ class TenantOrder:
         """Write what is in memory to files when it is ``least`` events, and make one of files of near size."""
         with self._tidying:
             pieces = self.held.pieces
-            first = _in_memory(pieces)
+            first = in_memory(pieces)
             size = sum(len(piece.run) for piece in pieces[first:])
             while size >= least and first and len(pieces[first - 1].run) < _FACTOR * size:
                 first -= 1
@@ -308,7 +256,7 @@ class TenantOrder:
     def save(self) -> None:
         """Write what is in memory and is worth it, and nothing else: there may be no time."""
         with self._tidying:
-            pieces = self.held.pieces[_in_memory(self.held.pieces) :]
+            pieces = self.held.pieces[in_memory(self.held.pieces) :]
             worth = sum(len(piece.run) for piece in pieces) >= SMALL
             self._store(pieces if worth else (), _blocks)
         self.values.save()
@@ -347,11 +295,6 @@ class TenantOrder:
         self._files.sweep({piece.stored.folder for piece in held.pieces if piece.stored is not None})
 
 
-def _in_memory(pieces: Sequence[Piece]) -> int:
-    """Where those begin that are in memory."""
-    return next((i for i, piece in enumerate(pieces) if piece.stored is None), len(pieces))
-
-
 def _tables(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The same rows, `_READ` of them at a time."""
     waiting: list[pa.RecordBatch] = []
@@ -362,21 +305,6 @@ def _tables(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
             waiting = []
     if waiting:
         yield pa.Table.from_batches(waiting)
-
-
-def _piece(run: Run, upto: int, seen: int, stored: StoredRun | None = None) -> Piece:
-    return Piece(run, Level(run), upto, seen, stored)
-
-
-def _gathered(pieces: tuple[Piece, ...], writing: Run | None) -> tuple[Piece, ...]:
-    """The last ones in memory as one, as long as each is no more than twice as large as what comes after it;
-    ``writing`` and those before it are being written."""
-    while len(pieces) > 1:
-        before, last = pieces[-2:]
-        if before.stored is not None or before.run is writing or len(before.run) > 2 * len(last.run) + SMALL:
-            break
-        pieces = (*pieces[:-2], _piece(joined([before.run, last.run]), last.upto, last.seen))
-    return pieces
 
 
 def _blocks(runs: Sequence[Run]) -> Iterator[Run]:
