@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from analytics_core import EventReader, UserOrder
 from analytics_user_behavior.change_figures import Figure
-from analytics_user_behavior.change_tallies import Days, Steps, steps
-from analytics_user_behavior.columns import I64, U64, Mask
+from analytics_user_behavior.change_tallies import Days, Steps, session_begins, steps
+from analytics_user_behavior.columns import I32, I64, U64, Mask
 from analytics_user_behavior.counts import once
 from analytics_user_behavior.intervals import normal_p
 from analytics_user_behavior.shifts import share_shift
-
-I32 = npt.NDArray[np.int32]
 
 MOST_EVENTS = 20_000_000
 """Beyond so many events no segments are looked for: each figure counts them anew by each property."""
@@ -80,7 +77,8 @@ def explain(
         values = {field: part.values[field][found.inside] for field in fields}
         made = []
         for figure in figures:
-            here = np.flatnonzero(_counted(part, found, figure, alone))
+            begins = session_begins(part, gap)[found.inside] if figure.kind == "sessions" else None
+            here = np.flatnonzero(_counted(part, found, figure, alone) if begins is None else begins)
             half = (found.day.take(here) >= days.half).astype(np.int64)
             seen = _Seen(part.key, found.user.take(here), half, figure)
             made.append([_cells(seen, values[field].take(here), part.words[field]) for field in fields])
@@ -145,9 +143,7 @@ def _cells(seen: _Seen, value: I32, words: Sequence[str]) -> _Cells:
 
 
 def _counted(part: UserOrder, found: Steps, figure: Figure, names: Sequence[str]) -> Mask:
-    """The events that stand for what the figure counts."""
-    if figure.kind == "sessions":
-        return found.begins
+    """The events that stand for what the figure counts, but for sessions."""
     known = part.known[found.user]
     if figure.kind == "visitors":
         return known

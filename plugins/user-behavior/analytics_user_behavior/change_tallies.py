@@ -11,8 +11,9 @@ import numpy as np
 
 from analytics_core import EventReader, TimeRange, UserOrder
 from analytics_user_behavior.calendar import micros, moment
-from analytics_user_behavior.columns import I64, U64, Mask
+from analytics_user_behavior.columns import I32, I64, U64, Mask
 from analytics_user_behavior.figures import integers
+from analytics_user_behavior.session_order import by_session
 
 _DAY = timedelta(days=1)
 _WEEK = 7
@@ -94,46 +95,41 @@ def event_counts(events: EventReader, days: Days) -> dict[str, I64]:
 
 
 class Steps(NamedTuple):
-    """The events of some visitors inside the days, in user order, shape ``(n,)`` each.
+    """The events of some visitors inside the days, in user order, shape ``(n,)`` each; ``inside``: which of the part.
 
     ``name`` and ``following`` are codes, -1 for none: that of the event, and that of the visitor's next one if it
-    comes within the session gap. ``begins``: whether the event is the first of its session.
+    comes within the session gap.
     """
 
     inside: Mask
     user: I64
     day: I64
-    name: I64
-    following: I64
-    begins: Mask
+    name: I32
+    following: I32
 
 
 def steps(part: UserOrder, days: Days, names: Sequence[str], gap: int) -> Steps:
     """``gap`` is in microseconds."""
     inside = days.inside(part.at)
-    user, at, session = part.user()[inside], part.at[inside], part.session[inside]
+    chosen = slice(None) if inside.all() else np.flatnonzero(inside)
+    user, at = part.user()[chosen], part.at[chosen]
     code = {name: number for number, name in enumerate(names)}
-    name = np.array([code.get(word, -1) for word in part.names], np.int64)[part.name[inside]]
-    following = np.full(len(user), -1)
-    next_to = (user[1:] == user[:-1]) & (np.diff(at) <= gap)
-    following[:-1][next_to] = name[1:][next_to]
-    return Steps(inside, user, days.day(at), name, following, _begins(user, at, session, gap))
+    name = np.array([code.get(word, -1) for word in part.names], np.int32).take(part.name[chosen])
+    next_to = (user[1:] == user[:-1]) & (at[1:] - at[:-1] <= gap)
+    following = np.append(np.where(next_to, name[1:], np.int32(-1)), np.full(min(len(name), 1), -1, np.int32))
+    return Steps(inside, user, days.day(at), name, following)
 
 
-def _begins(user: I64, at: I64, session: U64, gap: int) -> Mask:
-    """A session is one of the client's ids, or events without one of which each follows another within ``gap``."""
-    by = np.lexsort((session, user)) if session.any() else np.arange(len(user))
-    user, at, session = user[by], at[by], session[by]
-    begins = np.ones(len(user), np.bool_)
-    if len(user):
-        apart = (np.diff(at) > gap) & (session[1:] == 0)
-        begins[by[1:]] = (user[1:] != user[:-1]) | (session[1:] != session[:-1]) | apart
+def session_begins(part: UserOrder, gap: int) -> Mask:
+    """Which events of a part are the first of their session, shape ``(n,)``; ``gap`` is in microseconds."""
+    begins = np.zeros(len(part), np.bool_)
+    begins[by_session(part, gap).first] = True
     return begins
 
 
 class Visits(NamedTuple):
-    """``visitors`` and ``sessions`` by day, shape ``(days,)``; ``seen``: visitors in the first half, in the second and
-    in both; ``pairs``: how often one name is followed by another, shape ``(names, names)``."""
+    """``visitors`` and ``sessions`` (those of `sessions`) by day, shape ``(days,)``; ``seen``: visitors in the first
+    half, in the second and in both; ``pairs``: how often one name is followed by another, shape ``(names, names)``."""
 
     visitors: I64
     sessions: I64
@@ -150,10 +146,11 @@ def visits(events: EventReader, days: Days, names: Sequence[str], gap: int) -> V
         both = int((np.diff(halves // 2) == 0).sum())
         after = int((halves % 2).sum())
         pair = (found.name >= 0) & (found.following >= 0) & (found.name != found.following)
-        number = found.name[pair] * len(names) + found.following[pair]
+        number = found.name[pair].astype(np.int64) * len(names) + found.following[pair]
+        begins = session_begins(part, gap)[found.inside]
         return Visits(
             visitors=np.bincount(distinct(user * len(days) + day) % len(days), minlength=len(days)),
-            sessions=np.bincount(found.day[found.begins], minlength=len(days)),
+            sessions=np.bincount(found.day[begins], minlength=len(days)),
             seen=np.array([len(halves) - after, after, both]),
             pairs=np.bincount(number, minlength=len(names) ** 2).reshape(len(names), len(names)),
         )
@@ -183,28 +180,35 @@ def conversions(
 
     def tally(part: UserOrder) -> list[Conversion]:
         found = steps(part, days, names, gap)
-        return [_conversion(part, found, days, *pair) for pair in pairs]
+        person = part.known[found.user]
+        tried = {first: _tried(found, days, np.flatnonzero((found.name == first) & person)) for first, _ in pairs}
+        return [_conversion(part.key, found, days, tried[first], second) for first, second in pairs]
 
     folded = events.in_user_order(tally)
     return [_summed([each[number] for each in folded], len(days)) for number in range(len(pairs))]
 
 
-def _conversion(part: UserOrder, found: Steps, days: Days, first: int, second: int) -> Conversion:
-    here = np.flatnonzero((found.name == first) & part.known[found.user])
-    gone = here[found.following[here] == second]
+class _Tried(NamedTuple):
+    """Some ``events`` of persons, ascending: those who had one ``by_day``, shape ``(days,)``, and visitor times 2 plus
+    the half ``by_half``, each once."""
 
-    def counted(at: I64) -> tuple[I64, I64]:
-        by_day = distinct(found.user[at] * len(days) + found.day[at]) % len(days)
-        return np.bincount(by_day, minlength=len(days)), distinct(found.user[at] * 2 + (found.day[at] >= days.half))
+    events: I64
+    by_day: I64
+    by_half: I64
 
-    tried, tried_in = counted(here)
-    went_on, went_on_in = counted(gone)
-    keys = part.key[went_on_in // 2]
-    late = went_on_in % 2 == 1
-    return Conversion(
-        tried, went_on, np.bincount(tried_in % 2, minlength=2), np.bincount(went_on_in % 2, minlength=2),
-        (keys[~late], keys[late]),
-    )  # fmt: skip
+
+def _tried(found: Steps, days: Days, events: I64) -> _Tried:
+    user, day = found.user.take(events), found.day.take(events)
+    by_day = distinct(user * len(days) + day) % len(days)
+    return _Tried(events, np.bincount(by_day, minlength=len(days)), distinct(user * 2 + (day >= days.half)))
+
+
+def _conversion(key: U64, found: Steps, days: Days, tried: _Tried, second: int) -> Conversion:
+    """``key`` (users,): that of each visitor."""
+    went_on = _tried(found, days, tried.events[found.following.take(tried.events) == second])
+    keys, late = key[went_on.by_half // 2], went_on.by_half % 2 == 1
+    tried_in, went_on_in = (np.bincount(each.by_half % 2, minlength=2) for each in (tried, went_on))
+    return Conversion(tried.by_day, went_on.by_day, tried_in, went_on_in, (keys[~late], keys[late]))
 
 
 def _summed(parts: Sequence[Conversion], days: int) -> Conversion:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from analytics_core import EventBatch, hash_strings
 
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 U8 = npt.NDArray[np.uint8]
