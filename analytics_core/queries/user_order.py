@@ -80,15 +80,17 @@ class View(Struct, frozen=True, eq=False):
     def quality(self, start: int, end: int, threads: int = 2) -> Quality:
         """Of all events with ``start <= timestamp < end`` (microseconds)."""
 
-        def counted(pieces: Iterable[Events]) -> I64:
-            counts = np.zeros(1 + (LATE | BOT), np.int64)
+        def counted(pieces: Iterable[Events]) -> list[int]:
+            found = Quality()
             for piece in pieces:
-                inside = (piece.at >= start) & (piece.at < end)
-                counts += np.bincount(piece.flags[inside], minlength=len(counts))
-            return counts
+                flags = piece.flags
+                if len(flags) and (int(piece.at.min()) < start or int(piece.at.max()) >= end):
+                    flags = flags[(piece.at >= start) & (piece.at < end)]
+                late, bots = (int(np.count_nonzero((flags & bit) != 0)) for bit in (LATE, BOT))
+                found = Quality(found.events + len(flags), found.late + late, found.bots + bots)
+            return list(found)
 
-        flags = np.sum(self.scan(counted, threads), axis=0).tolist()
-        return Quality(sum(flags), flags[LATE] + flags[LATE | BOT], flags[BOT] + flags[LATE | BOT])
+        return Quality(*np.sum(self.scan(counted, threads), axis=0).tolist())
 
     def scan(
         self, step: Callable[[Iterator[Events]], Step], threads: int, go_on: Callable[[], None] = lambda: None

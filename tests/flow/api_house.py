@@ -275,6 +275,10 @@ class StandInErasures:
             places=places,
         )
 
+    def drop_state(self, tenant: str, id_: str, plugin: str, by: str) -> ErasureReceipt:
+        self._behind._ask("drop state", tenant, id_, plugin, by)
+        return self.view(tenant, id_)
+
     def all(self, tenant: str) -> list[ErasureReceipt]:
         return [self.view(tenant, "acme-1")] if tenant == "acme" else []
 
@@ -287,7 +291,7 @@ class StandInCohorts:
 
     async def all(self, asked: Asked) -> dict[str, Any]:
         cohort = {"name": asked.tenant, "title": "", "definition": {"all": []}, **self._size("cohorts", asked)}
-        beside = {key: cohort.pop(key) for key in ("timeRange", "timezone", "data_as_of", "watermark")}
+        beside = {key: cohort.pop(key) for key in ("timeRange", "timezone", "data_as_of", "watermark", "notes")}
         return {"cohorts": [cohort], "note": None, **beside}
 
     async def one(self, name: str, asked: Asked) -> dict[str, Any]:
@@ -298,7 +302,13 @@ class StandInCohorts:
 
     def _size(self, *what: Any) -> dict[str, Any]:
         self._behind._ask(*what)
-        beside = {"timeRange": {"start": "", "end": ""}, "timezone": "", "data_as_of": None, "watermark": None}
+        beside = {
+            "timeRange": {"start": "", "end": ""},
+            "timezone": "",
+            "data_as_of": None,
+            "watermark": None,
+            "notes": [],
+        }
         return {"people": 2, "active": 1, "share": 0.5, **beside}
 
 

@@ -76,7 +76,9 @@ class _Acknowledging(Run):
 
     def add(self, n: int) -> None:
         super().add(n)
-        _acknowledged(self.house).write_text(str(self.accepted))
+        written = _acknowledged(self.house).with_suffix(".new")
+        written.write_text(str(self.accepted))
+        written.replace(_acknowledged(self.house))  # whole, whenever this process ends
 
 
 def _acknowledged(house: House) -> Path:

@@ -6,8 +6,8 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from textwrap import dedent, indent
@@ -17,6 +17,7 @@ from unittest import mock
 import msgspec
 import numpy as np
 import pyarrow as pa
+import structlog
 import yaml
 
 from analytics_core.bus.memory import MemoryBus
@@ -35,7 +36,7 @@ from analytics_core.log.segments import SegmentLog, partition_directory
 from analytics_core.manifest import Deployment
 from analytics_core.state import Message
 from analytics_core.state.sqlite import SqliteState
-from tests.flow.nursery import fork
+from tests.flow.nursery import fork_worker
 
 T0 = datetime(2025, 1, 1, tzinfo=UTC)
 QUICK = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, hangs=2, refill=3600.0, cool_down=600.0)
@@ -169,7 +170,7 @@ class House:
             restarts=restarts,
             guard=guard,
         )
-        with mock.patch.object(process, "launch", fork) if forked else nullcontext():
+        with mock.patch.object(process, "launch", fork_worker) if forked else nullcontext():
             try:
                 await host.start()
                 if settled:
@@ -193,6 +194,18 @@ class House:
     def close(self) -> None:
         self.state.close()
         self.log.close()
+
+
+@contextmanager
+def captured_logs() -> Iterator[list[Any]]:
+    """As `structlog.testing.capture_logs`, whose list of processors is empty for a moment: a thread that logs then ends
+    in a TypeError."""
+    capture, before = structlog.testing.LogCapture(), structlog.get_config()["processors"]
+    structlog.configure(processors=[capture])
+    try:
+        yield capture.entries
+    finally:
+        structlog.configure(processors=before)
 
 
 def view(host: PluginHost, name: str) -> PluginView:

@@ -25,6 +25,7 @@ import socketio
 import yaml
 
 from tests.flow import plugin_house
+from tests.flow.nursery import Forked, fork_server
 
 ROOT = Path(__file__).parents[2]
 EVENTS = "/api/v1/events"
@@ -44,7 +45,8 @@ class ServerHouse:
     """``data``, ``manifests`` (a copy of the shipped ones), ``site`` (plugins) and ``server.log`` under one folder.
 
     ``host`` holds sections that are laid over the shipped host.yaml, as ``{"lanes": {"checkpoint_seconds": 0.2}}``.
-    The system gives the port at each start, so that houses side by side never want the same.
+    The system gives the port at each start, so that houses side by side never want the same. Its servers come from the
+    `nursery`, unless they are not to be ``forked``.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ServerHouse:
         host: Mapping[str, Mapping[str, Any]] | None = None,
         environ: Mapping[str, str] | None = None,
         data: Path | None = None,
+        forked: bool = True,
     ) -> None:
         self.data = data or folder / "data"
         self.manifests = folder / "manifests"
@@ -68,7 +71,8 @@ class ServerHouse:
             **(environ or {}),
         }
         self.port = 0
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
+        self._forked = forked
         self._log_start = 0
         self._orphans: list[psutil.Process] = []
         shutil.copytree(ROOT / "manifests", self.manifests)
@@ -151,13 +155,16 @@ class ServerHouse:
         lines = (json.loads(line) for line in whole if line.startswith("{"))
         return [line for line in lines if line.get("event") == event]
 
-    def _launch(self, *options: str) -> subprocess.Popen[bytes]:
+    def _launch(self, *options: str) -> subprocess.Popen[bytes] | Forked:
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         self.port = 0
-        command = [sys.executable, "-m", "analytics_core.cli", "serve", "--port", "0", "--data-dir", str(self.data)]
-        command += ["--manifests", str(self.manifests), *options]
+        arguments = ["serve", "--port", "0", "--data-dir", str(self.data), "--manifests", str(self.manifests), *options]
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=self.environ, stdout=log, stderr=log)
+            if self._forked:
+                self.process = fork_server(arguments, self.environ, log.fileno())
+            else:
+                command = [sys.executable, "-m", "analytics_core.cli", *arguments]
+                self.process = subprocess.Popen(command, cwd=ROOT, env=self.environ, stdout=log, stderr=log)
         return self.process
 
     def _answers(self) -> bool:

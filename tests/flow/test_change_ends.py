@@ -9,13 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from analytics_core.host.life.attempt import Attempt
 from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.life.supervise import Life
 from analytics_core.manifest import Deployment, PluginSettingsManifest
-from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, House, until, until_state, view
+from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, House, captured_logs, until, until_state, view
 from tests.flow.test_handover_races import QUESTION, answer, insight, setup, teardown, touching, unless, waiting
 from tests.flow.test_reload import TWICE, receipt, refreshed, rewrite
 from tests.flow.test_succession import PROVIDES
@@ -278,7 +277,7 @@ def test_what_follows_a_failed_generation_has_to_get_further(house: House) -> No
             await until(lambda: house.value("counting") == 3, "the first events")
             house.add(1)
             await until_state(host, "counting", "degraded")
-            with capture_logs() as logs:
+            with captured_logs() as logs:
                 again = await asyncio.to_thread(host.reload, "counting")
             assert (again.outcome, again.after) == ("rolled_back", 2)
             assert "hook 'process' failed: AssertionError: four (" in again.reason

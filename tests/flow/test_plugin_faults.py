@@ -18,7 +18,6 @@ from textwrap import dedent
 
 import psutil
 import pytest
-from structlog.testing import capture_logs
 
 from analytics_core.errors import HookFailedError, HookTimeoutError, MalformedBodyError, PluginError, WorkerDiedError
 from analytics_core.events import EventBatch
@@ -27,7 +26,7 @@ from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.plugins import PluginHost
 from analytics_core.log.reading import SUFFIX
 from analytics_core.records import Question, Request, TimeRange
-from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, until, until_state, view
+from tests.flow.plugin_house import COUNTING, COUNTING_HOOKS, T0, House, captured_logs, until, until_state, view
 
 FAULTY = COUNTING.replace("self.n += len(batch)", "self.n += len(batch)\n    if len(batch): fault()")
 SETUP = "@hookimpl\ndef setup(self, context): "
@@ -506,7 +505,7 @@ def test_the_log_has_the_trace_of_what_a_hook_raises_and_the_reason_its_line(hou
             house.add(3)
             await until(lambda: house.value("faulty") == 3, "the exact count")
 
-    with capture_logs() as logs:
+    with captured_logs() as logs:
         asyncio.run(main())
     (failed,) = (line for line in logs if line["event"] == "plugin_failed")
     (source,) = house.site.glob("plugin_faulty_*/__init__.py")

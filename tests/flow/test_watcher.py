@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from analytics_core.host.installed import sight, watcher
 from analytics_core.host.installed.sight import see_sources
 from analytics_core.host.installed.watcher import Watcher
+from tests.flow.plugin_house import captured_logs
 
 SOON = 5.0
 ONCE = {"look_seconds": 3600.0, "poll_seconds": 0.02, "settle_seconds": 0.05}
@@ -345,7 +345,7 @@ def test_a_call_that_fails_is_logged_and_not_the_end(house: House, polling: bool
         raise RuntimeError("in the receiver")
 
     watcher = Watcher(house.manifests, changed, polling=polling, **ONCE)
-    with capture_logs() as logs:
+    with captured_logs() as logs:
         watcher.start()
         for text in ("a", "b"):
             (house.manifests / "new.yaml").write_text(text, "utf-8")
@@ -418,7 +418,7 @@ def test_without_notifications_it_polls_and_says_so_once(
     house: House, monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
     monkeypatch.setattr(watcher, "RustNotify", kind)
-    with capture_logs() as logs, house.watching():
+    with captured_logs() as logs, house.watching():
         for text in ("b", "c"):
             house.plugin.write_text(text, "utf-8")
             assert house.told() == {"sources"}
