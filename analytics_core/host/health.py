@@ -65,7 +65,9 @@ RUNNING: Final[frozenset[State]] = frozenset(
     {"active", "degraded", "half_open", "reloading", "rolled_back", "restart_required"}
 )
 """States in which a plugin's concurrent hooks may be called."""
-RISING: Final[frozenset[State]] = frozenset({"discovered", "loading", "starting", "retrying"})
+BEGINNING: Final[frozenset[State]] = frozenset({"discovered", "loading", "starting"})
+"""States of a plugin of which nobody knows yet whether it will run."""
+RISING: Final[frozenset[State]] = BEGINNING | {"retrying"}
 """States of a plugin that is on its way to run."""
 FINAL: Final[frozenset[State]] = frozenset(state for state, after in _AFTER.items() if not after)
 """States that end only when what is installed or asked for changes."""

@@ -29,6 +29,8 @@ MOST_AWAKE: Final = 64
 """Tenants of which something is held at a time, the latest; of the others there are files."""
 SOON: Final = 1 << 18
 """Events that are read while a question waits that can be answered without them: a fraction of a second."""
+AT_HAND_SECONDS: Final = 0.5
+"""How long is waited for what can be had in another way."""
 _log = structlog.get_logger(__name__)
 
 
@@ -82,13 +84,16 @@ class OrderCache:
 
     def at_hand(self, source: Source) -> View | None:
         """As `view`, and its columns, as far as little has to be read for them; what is not at hand is None, and is
-        read in the background, for those who ask later."""
+        read in the background, for those who ask later.
+
+        :raises BuildingError: when somebody else is at them for longer than `AT_HAND_SECONDS`.
+        """
         tenant = self._awake(source)
         held = tenant.held
         if held.upto <= source.position and not 0 <= source.rows - held.seen <= SOON:
             self._begin(tenant, "order", tenant.bring)
             return None
-        with tenant.locked(source.patience):
+        with tenant.locked(AT_HAND_SECONDS):
             tenant.awake(source)
             if not tenant.forward(source):
                 self._begin(tenant, "order", tenant.bring)
@@ -104,7 +109,7 @@ class OrderCache:
         if tenant.values.missing(field, source.position) > SOON:
             self._begin(tenant, field.name, partial(tenant.values.bring, field))
             return None
-        return tenant.values.column(field, source, source.patience)
+        return tenant.values.column(field, source, AT_HAND_SECONDS)
 
     def handed(self, source: Source) -> HandedOrder | None:
         """What another process can read of a snapshot without sorting; None for nothing."""

@@ -21,7 +21,7 @@ from analytics_core.config import Lanes, Settings, Storage
 from analytics_core.errors import NotFoundError
 from analytics_core.events import UNPLACED_SCHEMA, EventBatch
 from analytics_core.host.code.threads import LoopThread
-from analytics_core.host.health import FINAL
+from analytics_core.host.health import BEGINNING, FINAL
 from analytics_core.host.installed.discovery import Found, discover
 from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.plugins import PluginHost
@@ -36,7 +36,6 @@ from analytics_core.testing.rows import Feed, Row
 QUICK: Final = RestartPolicy(backoff=0.01, backoff_most=0.02, failures=3, hangs=2, refill=3600.0, cool_down=600.0)
 """A plugin that fails is tried again at once, and rests for good after three failures or two hangs in a row."""
 _CHECKPOINT_SECONDS: Final = 0.02
-_RISING: Final = frozenset({"discovered", "loading", "starting"})
 _HOPELESS: Final = FINAL | {"blocked", "quarantined"}
 _BEGIN, _END = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -192,7 +191,7 @@ def _intent(plugin: Found, settings: Mapping[str, Any]) -> PluginSettingsManifes
 def _wait_for_start(host: PluginHost, seconds: float) -> None:
     """Until every plugin has come to something; one that hangs in its start is not waited for any longer."""
     deadline = time.monotonic() + seconds
-    while any(view.state in _RISING for view in host.views()) and time.monotonic() < deadline:
+    while any(view.state in BEGINNING for view in host.views()) and time.monotonic() < deadline:
         time.sleep(0.005)
 
 

@@ -14,6 +14,7 @@ from analytics_core.cli.asking import RefusedError, Server, show_json
 from analytics_core.cli.plugins.asking import UnknownPluginError
 from analytics_core.errors import AnalyticsError
 from analytics_core.host.examining.judging import RUNS, judge, named
+from analytics_core.host.health import BEGINNING
 from analytics_core.host.intent import set_enabled
 from analytics_core.manifest import read_deployment
 
@@ -21,7 +22,6 @@ _SECONDS: Final = 30.0
 _PATIENCE: Final = 15.0
 """How long a running server has to take the change in."""
 _STEP: Final = 0.1
-_RISING: Final = frozenset({"discovered", "loading", "starting"})
 
 
 class Outcome(Struct, kw_only=True):
@@ -132,7 +132,7 @@ def _row(name: str, server: Server) -> dict[str, Any] | None:
 def _settled(row: dict[str, Any] | None, enabled: bool) -> bool:
     if row is None:  # asked for no more, and not installed
         return not enabled
-    return row["state"] not in {*_RISING, "disabled"} if enabled else row["state"] == "disabled"
+    return row["state"] not in {*BEGINNING, "disabled"} if enabled else row["state"] == "disabled"
 
 
 def _show(done: Outcome) -> None:

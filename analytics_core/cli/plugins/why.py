@@ -13,9 +13,8 @@ from analytics_core.cli.asking import RefusedError, Server, asking_options, show
 from analytics_core.cli.plugins.asking import UnknownPluginError
 from analytics_core.errors import NotFoundError
 from analytics_core.host.examining.explanation import Explanation, explain_installed, explain_row, with_line
-from analytics_core.host.health import RISING
+from analytics_core.host.health import BEGINNING, RISING
 
-_UNDECIDED: Final = frozenset({"discovered", "loading", "starting", "unknown"})
 """States in which a plugin may be that was installed or changed a moment ago."""
 _PATIENCE: Final = 5.0
 _STEP: Final = 0.1
@@ -52,7 +51,7 @@ def _settled(name: str, server: Server) -> Explanation:
     deadline = time.monotonic() + _PATIENCE
     while (rows := server.plugins_if_any()) is not None:
         told = _told(name, rows, server)
-        if told.state not in _UNDECIDED or time.monotonic() > deadline:
+        if told.state not in {*BEGINNING, "unknown"} or time.monotonic() > deadline:
             return told
         time.sleep(_STEP)
     return explain_installed(name, server.here, os.environ)

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from analytics_core.host.code.fingerprint import Copy
-from analytics_core.host.health import RUNNING, Health
+from analytics_core.host.health import BEGINNING, RUNNING, Health
 from analytics_core.host.installed.selection import Choice
 from analytics_core.host.life.change import ReloadReceipt
 from analytics_core.host.life.supervise import Life
 from analytics_core.lanes.lane import Lane
 
-_RISING: Final = frozenset({"discovered", "loading", "starting"})
 _RECEIPTS: Final = 20
 
 
@@ -76,7 +75,7 @@ class Turn:
             return True
         for before in _after(self._members[self._name].latest):
             other = self._members.get(before)
-            rising = other is not None and other.life is not None and other.health.state in _RISING
+            rising = other is not None and other.life is not None and other.health.state in BEGINNING
             if rising and self._name not in _ahead_of(before, self._members):
                 return True
         return False

@@ -9,7 +9,7 @@ import structlog
 
 from analytics_core.errors import HookFailedError, HookTimeoutError, PluginUnavailableError, WorkerDiedError
 from analytics_core.host.code.traces import cause_of
-from analytics_core.host.health import RUNNING, Health, State
+from analytics_core.host.health import BEGINNING, RUNNING, Health, State
 from analytics_core.host.life.attempt import Attempt, MakeLane
 from analytics_core.host.life.budget import RestartPolicy
 from analytics_core.host.life.change import Change, outcome_of, reason_of
@@ -80,7 +80,7 @@ class Life:
     @property
     def settled(self) -> bool:
         """Whether the first attempt has come to something, or waits for another plugin."""
-        return self.health.state not in ("discovered", "loading", "starting")
+        return self.health.state not in BEGINNING
 
     # --- the supervisor ----------------------------------------------------------------------------------------------
 
