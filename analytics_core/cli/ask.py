@@ -29,9 +29,8 @@ _MOMENT: Final = 0.5
 _ENDLESS: Final = 10_000
 _CATALOGUE: Final = "/api/v1/analyses"
 _PARAMETER: Final = "urn:analytics:problem:parameter"
-_SOON: Final = frozenset({"urn:analytics:problem:plugin-starting", "urn:analytics:problem:building"})
-"""Problems that say that the same question is answered in a moment."""
-_PATIENCE: Final = 10.0
+_PATIENCE: Final = {"urn:analytics:problem:plugin-starting": 10.0, "urn:analytics:problem:building": 600.0}
+"""Problems that say that the same question is answered later, and the seconds for which it is asked again."""
 _AGAIN: Final = 0.25
 
 
@@ -106,12 +105,13 @@ def asked_for(since: str | None, timezone: str | None, typed: Mapping[str, Any])
 
 
 def question(server: Server, path: str, body: Mapping[str, Any], doing: str, *, more: str = "") -> dict[str, Any]:
-    """The server's answer, waited for while the plugin that gives it is on its way up, for ten seconds at most.
+    """The server's answer, waited for while the plugin that gives it is on its way up, for ten seconds at most, or what
+    it reads is being made, for ten minutes.
 
     :raises RefusedError: with what the server says when the question is wrong. Where a parameter does not fit and no
         near one is known, ``more`` says where to look.
     """
-    give_up = time.monotonic() + _PATIENCE
+    began = time.monotonic()
     with _spinning(doing):
         while True:
             try:
@@ -120,7 +120,7 @@ def question(server: Server, path: str, body: Mapping[str, Any], doing: str, *, 
                 if error.answered in MISTAKES:
                     helped = not more or error.problem != _PARAMETER or "did you mean" in error.detail
                     raise RefusedError(error.detail if helped else f"{error.detail}; {more}") from error
-                if error.problem not in _SOON or time.monotonic() >= give_up:
+                if time.monotonic() - began >= _PATIENCE.get(error.problem, 0):
                     raise
             time.sleep(_AGAIN)
 

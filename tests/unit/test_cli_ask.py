@@ -233,7 +233,7 @@ def test_an_answer_is_waited_for_while_its_plugin_starts(command: list[str], mon
 
 
 def test_no_plugin_is_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("analytics_core.cli.ask._PATIENCE", 0.0)
+    monkeypatch.setattr("analytics_core.cli.ask._PATIENCE", {})
     starting = {"type": "urn:analytics:problem:plugin-starting", "detail": "Plugin 'a': is loading"}
     refused = answered("ask", "funnel", status=503, answer=starting)
     assert refused.exit_code == 1
