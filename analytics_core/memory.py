@@ -5,16 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-LARGE_BYTES: Final = 4 << 20
+LARGE_BYTES: Final = 16 << 20
 """A block of this size is mapped for itself: it costs a fault a page, and is gone when it is freed."""
 SLACK_BYTES: Final = 32 << 20
-"""How much the process may have grown since the last time: what is given back costs whoever is next a fault a page."""
+"""How much the process may have grown for longer than `PAUSE_SECONDS`, and `MOST_BYTES` at any time: what is given back
+costs whoever is next a fault a page."""
+PAUSE_SECONDS: Final = 2.0
+MOST_BYTES: Final = 128 << 20
 ARENAS: Final = max(2, os.cpu_count() or 1)
 """Pools of freed memory: what is freed in one is of no use to the others."""
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -25,6 +29,7 @@ _M_ARENA_MAX: Final = -8
 
 _giving = threading.Lock()
 _resident = 0
+_given = 0.0
 
 
 def arrange() -> None:
@@ -45,20 +50,24 @@ def arrange() -> None:
 
 
 def give_back() -> None:
-    """Let the allocator return the pages that nothing uses, once the process has grown by `SLACK_BYTES` since it did.
+    """Let the allocator return the pages that nothing uses, once the process has grown by `SLACK_BYTES` since it did
+    `PAUSE_SECONDS` ago or earlier, or by `MOST_BYTES`.
 
     The allocator of glibc keeps a pool for each few threads, and what is freed in one is of no use to the others.
     Where there is another allocator this does nothing. Takes milliseconds, without the interpreter lock.
     """
-    global _resident
+    global _resident, _given
     libc = _glibc()
     if libc is None:
         return
     with _giving:
-        grown = _resident_bytes() > _resident + SLACK_BYTES
-        if grown:
+        now, resident = time.monotonic(), _resident_bytes()
+        grown = resident - _resident
+        if grown > MOST_BYTES or (grown > SLACK_BYTES and now > _given + PAUSE_SECONDS):
             libc.malloc_trim(0)
-        _resident = _resident_bytes() if grown else min(_resident, _resident_bytes())
+            _given, _resident = now, _resident_bytes()
+        else:
+            _resident = min(_resident, resident)
 
 
 def _resident_bytes() -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import Struct
+from msgspec import Struct, field
 
 from analytics_core.hashing import hash_strings
 
@@ -96,9 +96,19 @@ class Run(Struct, frozen=True, eq=False):
     name: I32
     session: U64
     flags: U8
+    times: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    """What `time_span` has found."""
 
     def __len__(self) -> int:
         return len(self.at)
+
+    def time_span(self, first: int, last: int) -> tuple[int, int]:
+        """The earliest and the latest time of the events ``first`` to ``last - 1``, of which there is one at least."""
+        found = self.times.get((first, last))
+        if found is None:
+            at = self.at[first:last]
+            found = self.times[first, last] = int(at.min()), int(at.max())
+        return found
 
     @property
     def start(self) -> I64:
@@ -155,7 +165,8 @@ class Run(Struct, frozen=True, eq=False):
         return found
 
 
-EMPTY: Final = Run(np.zeros(0, np.uint64), np.zeros(0, np.int64), *(np.zeros(0, kind) for kind in COLUMNS.values()))
+_NONE: Final[dict[str, Any]] = {name: np.zeros(0, kind) for name, kind in COLUMNS.items()}
+EMPTY: Final = Run(np.zeros(0, np.uint64), np.zeros(0, np.int64), **_NONE)
 
 
 def ordered(key: U64, at: I64, place: I64, name: I32, session: U64, flags: U8) -> Run:

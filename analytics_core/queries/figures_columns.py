@@ -189,7 +189,7 @@ class Columnar:
     def _inside(self, events: Events, chosen: Chosen) -> tuple[Chosen, I64]:
         """Those of ``chosen`` that are in the range, and when they were."""
         at = events.at[chosen]
-        if not len(at) or (int(at.min()) >= self._spans.start and int(at.max()) < self._spans.end):
+        if events.earliest >= self._spans.start and events.latest < self._spans.end:
             return chosen, at
         kept = (at >= self._spans.start) & (at < self._spans.end)
         return _narrowed(chosen, kept), at[kept]

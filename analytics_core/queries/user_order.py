@@ -54,14 +54,16 @@ class Quality(NamedTuple):
 
 
 class Events(NamedTuple):
-    """Some events in no order, as the columns of a `Run`, shape ``(n,)`` each. ``by_visitor`` gives for each event what
-    a function makes of the keys of the visitors, shape ``(users,)``."""
+    """Some events in no order, as the columns of a `Run`, shape ``(n,)`` each; none is before ``earliest`` or after
+    ``latest``. ``by_visitor`` gives for each event what a function makes of the keys of the visitors, ``(users,)``."""
 
     at: I64
     place: I64
     name: I32
     flags: U8
     by_visitor: Callable[[Callable[[U64], I64]], I64]
+    earliest: int
+    latest: int
 
 
 class View(Struct, frozen=True, eq=False):
@@ -84,7 +86,7 @@ class View(Struct, frozen=True, eq=False):
             found = Quality()
             for piece in pieces:
                 flags = piece.flags
-                if len(flags) and (int(piece.at.min()) < start or int(piece.at.max()) >= end):
+                if piece.earliest < start or piece.latest >= end:
                     flags = flags[(piece.at >= start) & (piece.at < end)]
                 late, bots = (int(np.count_nonzero((flags & bit) != 0)) for bit in (LATE, BOT))
                 found = Quality(found.events + len(flags), found.late + late, found.bots + bots)
@@ -109,7 +111,7 @@ class View(Struct, frozen=True, eq=False):
                     go_on()
                     at, place, name, flags = level.columns(("at", "place", "name", "flags"), first, first + PIECE)
                     by_visitor = partial(level.by_visitor, first=first, last=first + PIECE)
-                    yield Events(at, place, name, flags, by_visitor)
+                    yield Events(at, place, name, flags, by_visitor, *level.run.time_span(first, first + PIECE))
 
         if len(left) <= 1 or threads <= 1:
             return [step(taken())]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analytics_core.memory import SLACK_BYTES, give_back
+from analytics_core.memory import MOST_BYTES, give_back
 
 
 def resident() -> int:
@@ -21,7 +21,7 @@ def test_what_threads_have_freed_does_not_add_up() -> None:
     before = resident()
 
     def work() -> None:
-        kept = [bytes([n % 256]) * 60_000 for n in range(2 * SLACK_BYTES // 60_000)]
+        kept = [bytes([n % 256]) * 60_000 for n in range(2 * MOST_BYTES // 60_000)]
         ends.append(kept.pop())  # the pool of this thread cannot shrink from its end
         del kept
 
@@ -31,4 +31,4 @@ def test_what_threads_have_freed_does_not_add_up() -> None:
         thread.start()
         thread.join()
     give_back()
-    assert resident() < before + 2 * SLACK_BYTES
+    assert resident() < before + 2 * MOST_BYTES

@@ -5,6 +5,7 @@ Codes are non-negative; several small ones are packed into one, so that sorting 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import nsmallest
 from typing import Any, Final, NamedTuple
@@ -131,6 +132,19 @@ def quantiles(values: I64, group: npt.NDArray[np.integer[Any]], sizes: I64, want
         lower, upper = ranked(low), ranked(np.minimum(low + 1, sizes[some] - 1))
         row[some] = lower + (upper - lower) * (place - low)
     return result
+
+
+def quantile(values: I64, size: int, wanted: float) -> float:
+    """As `quantiles` of one group of ``size`` > 0 values: selected, which takes a third of the time of sorting."""
+    place = wanted * (size - 1)
+    low = math.floor(place)
+    below, above = low - (size - len(values)), low + 1 - (size - len(values))
+    if above < 0 or not len(values):
+        return 0.0
+    parted = np.partition(values, max(below, 0))
+    lower = int(parted[below]) if below >= 0 else 0
+    upper = int(parted[above:].min()) if above < len(parted) else lower
+    return lower + (upper - lower) * (place - low)
 
 
 def _in_groups(values: I64, group: npt.NDArray[np.integer[Any]]) -> Callable[[I64], I64]:

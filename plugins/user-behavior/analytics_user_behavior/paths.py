@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -26,11 +27,12 @@ _THREADS: Final = 2
 
 class _Level(NamedTuple):
     """The edges of one depth. ``edges`` are counted by ``near * size + far``, where ``size - 1`` stands for outside of
-    the path. ``of`` and ``micros`` (any,) are the codes of those inside, one by one, and how long they take."""
+    the path. ``of`` and ``micros``, in pieces of shape ``(any,)``, are the codes of those inside, one by one, and how
+    long they take."""
 
     edges: Counted
-    of: npt.NDArray[np.integer[Any]]
-    micros: I64
+    of: Sequence[npt.NDArray[np.integer[Any]]]
+    micros: Sequence[I64]
 
 
 class _Flow(NamedTuple):
@@ -115,18 +117,18 @@ def _flow(part: UserOrder, cut: Cut, depth: int, backwards: bool) -> _Flow:
         name, at = found.name.take(place), found.at.take(place)
         of = code.take(on) + name
         edges = counted(np.concatenate([of, code.take(over) + outside]), size * size)
-        levels.append(_Level(edges, of, np.abs(at - left)))
+        levels.append(_Level(edges, [of], [np.abs(at - left)]))
     return _Flow(levels, part.names)
 
 
 def _joined(parts: Sequence[_Flow], depth: int) -> _Flow:
     if not parts:
-        none = np.zeros(0, np.int64)
+        none = [np.zeros(0, np.int64)]
         return _Flow([_Level(added([]), none, none)] * (depth - 1), ())
     levels = []
     for level in range(depth - 1):
         edges, of, micros = zip(*(part.levels[level] for part in parts), strict=True)
-        levels.append(_Level(added(edges), np.concatenate(of), np.concatenate(micros)))
+        levels.append(_Level(added(edges), list(chain(*of)), list(chain(*micros))))
     return _Flow(levels, parts[0].names)
 
 
@@ -160,8 +162,8 @@ def _level(level: _Level, nodes: _Nodes, depth: int) -> _Edges:
     code, edge = np.unique(near * width + far, return_inverse=True)
     count = sums(edge, edges.times, len(code)).astype(np.int64)
     inside = np.where(code % width == width - 1, 0, count)
-    of = looked_up(edges.code, edge, level.of, size * size)
-    seconds = quantiles(level.micros, of, inside, (0.5,))[0] / _SECOND
+    of = looked_up(edges.code, edge, np.concatenate(level.of), size * size)
+    seconds = quantiles(np.concatenate(level.micros), of, inside, (0.5,))[0] / _SECOND
     reached = sums(code // width, count, width).astype(np.int64)[code // width]
     by = np.lexsort((-count, code // width))
     columns: tuple[Any, ...] = (np.full(len(code), depth), code // width, code % width, count, reached, seconds)

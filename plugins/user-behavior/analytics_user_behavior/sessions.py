@@ -11,7 +11,7 @@ import pyarrow as pa
 from analytics_core import Answer, Chart, EventReader, Insight, Recommendation, TimeRange, UserOrder
 from analytics_user_behavior.calendar import Periods, periods
 from analytics_user_behavior.columns import I64, MINUTE
-from analytics_user_behavior.counts import NONE, OTHER, distinct, quantiles, top
+from analytics_user_behavior.counts import NONE, OTHER, distinct, quantile, quantiles, top
 from analytics_user_behavior.fields import valued
 from analytics_user_behavior.figures import ratio, shown
 from analytics_user_behavior.intervals import newcombe, wilson
@@ -173,7 +173,7 @@ def _findings(tally: _Tally, named: Sequence[str]) -> tuple[list[Insight], list[
     if not total:
         return [], []
     rate = bounces / total
-    median = quantiles(tally.lengths, np.zeros(len(tally.of), np.int64), np.array([total]), (0.5,))[0, 0] / _SECOND
+    median = quantile(tally.lengths, total, 0.5) / _SECOND
     summary = Insight(
         key="sessions",
         title=f"{total} sessions, half of them not longer than {median:.0f} s",

@@ -12,11 +12,13 @@ from itertools import pairwise, product
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from analytics_core import Answer, ParameterError, TimeRange
+from analytics_user_behavior.counts import quantile, quantiles
 from analytics_user_behavior.frequency import QUANTILES
 
 Ask = Callable[..., Answer]
@@ -220,3 +222,16 @@ def test_a_finding_says_which_events_count(ask: Ask) -> None:
     (told,) = ask(rows, "frequency", RANGE, event="buy").insights
     assert told.title == "Half of the visitors with buy have 1 such events or fewer"
     assert ask(rows, "engagement", RANGE, event="buy").insights[0].title == "A visitor with buy was active on 1.0 days"
+
+
+# --- quantiles -------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 9), max_size=9), st.integers(0, 3), st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+def test_a_selected_quantile_is_the_sorted_one(values: list[int], zeros: int, wanted: float) -> None:
+    size = len(values) + zeros
+    if size:
+        given_values, all_values = np.array(values, np.int64), np.array([*values, *[0] * zeros])
+        by_group = quantiles(given_values, np.zeros(len(values), np.int64), np.array([size]), (wanted,))[0, 0]
+        assert quantile(given_values, size, wanted) == pytest.approx(by_group)
+        assert by_group == pytest.approx(np.quantile(all_values, wanted))
