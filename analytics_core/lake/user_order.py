@@ -249,7 +249,8 @@ def concatenated(runs: Sequence[Run]) -> Run:
     before = np.cumsum([0, *map(len, runs[:-1])])
     end = np.concatenate([run.end + events for run, events in zip(runs, before, strict=True)])
     key = np.concatenate([run.key for run in runs])
-    return Run(key, end, *(np.concatenate([getattr(run, name) for run in runs]) for name in COLUMNS))
+    columns: list[Any] = [np.concatenate([getattr(run, name) for run in runs]) for name in COLUMNS]
+    return Run(key, end, *columns)
 
 
 def settled(run: Run) -> Run:
