@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -249,6 +249,10 @@ class Signals(Struct, frozen=True, kw_only=True):
     series: Mapping[str, Series]
 
 
+COLUMNS: Final = ("seq", "name", "session")
+"""What `EventReader.in_user_order` gives of each event beside its time, unless it is asked for less."""
+
+
 class UserOrder(Struct, frozen=True, eq=False):
     """Some visitors with all their events, those of each in the order (timestamp, partition, seq).
 
@@ -324,12 +328,14 @@ class EventReader(Protocol):
         values: Sequence[str] = (),
         marked_only: bool = False,
         since: datetime | None = None,
+        columns: Sequence[str] = COLUMNS,
     ) -> list[Step]:
         """What ``step`` makes of each part of the visitors, in order of their keys; of nothing when there are none.
 
         ``marks`` say which events are meant by filters as a request writes them (``{"event": "cart",
         "properties.plan": "pro"}`` or ``[{"field", "op", "value"}]``); with ``marked_only`` the others are left out.
         ``values`` name properties whose text is wanted. ``since`` asks for events before the range's start as well.
+        Of ``seq``, ``name`` and ``session`` only those in ``columns`` are surely there; to ask for few takes less time.
 
         Parts are whole visitors and of bounded size, so the memory is that of a part and of what ``step`` gives. It is
         called on several threads and must not change what it is given.

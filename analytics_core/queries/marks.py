@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
@@ -121,7 +121,8 @@ def _all(tests: Sequence[Test], name: I32, place: I64) -> Mask:
 
 class Asked(NamedTuple):
     """What of each event is asked: ``filters`` that it must hold, ``marks`` by name, the text of ``values``; only with
-    ``low <= timestamp < high`` (microseconds), and ``marked_only`` only those that have a mark."""
+    ``low <= timestamp < high`` (microseconds), and ``marked_only`` only those that have a mark. ``columns``: which of
+    `Run` are wanted beside the time."""
 
     filters: Sequence[Filter]
     marks: Mapping[str, Sequence[Filter]]
@@ -129,6 +130,7 @@ class Asked(NamedTuple):
     low: int
     high: int
     marked_only: bool
+    columns: Collection[str] = ()
 
 
 class Meant:
@@ -147,6 +149,9 @@ class Meant:
         missing = {name: field for name, field in asked.values.items() if not self._know(name, columns(field))}
         if missing or self._kept is None or None in self._marks.values():
             self._ask(rows, missing)
+        self._columns = {"at", *asked.columns, *(("name",) if self._marks else ())}
+        if self._values or any(_by_name_alone(tests) is None for tests in self._marks.values()):
+            self._columns.add("place")
 
     def _know(self, name: str, column: ValueColumn | None) -> bool:
         if column is None:
@@ -184,11 +189,12 @@ class Meant:
             self._values[name] = Places(places, codes, -1).at
 
     def select(self, run: Run) -> Run:
-        """The events of ``run`` that are meant. Copies nothing when that is all of them."""
+        """The events of ``run`` that are meant, with the columns that are needed. Copies nothing when all are meant."""
         kept = np.ones(0, np.bool_)
         for mask in self._masks(run):
             kept = kept & mask if len(kept) else mask
-        return run if not len(kept) or kept.all() else run.where(kept)
+        needed = run.only(self._columns)
+        return needed if not len(kept) or kept.all() else needed.where(kept)
 
     def _masks(self, run: Run) -> Iterator[Mask]:
         low, high = self._asked.low, self._asked.high

@@ -19,7 +19,7 @@ from analytics_core.queries.snapshot import Snapshot
 from analytics_core.queries.spec import SnapshotSpec
 from analytics_core.queries.user_order import View, view_of
 from analytics_core.queries.visitors import Visitors
-from analytics_core.records import Json, Series, Step, TimeRange, UserOrder
+from analytics_core.records import COLUMNS, Json, Series, Step, TimeRange, UserOrder
 
 
 class MetricSource(Protocol):
@@ -169,9 +169,10 @@ class Reader:
         values: Sequence[str] = (),
         marked_only: bool = False,
         since: datetime | None = None,
+        columns: Sequence[str] = COLUMNS,
     ) -> list[Step]:
-        """`EventReader.in_user_order`. :raises ParameterError: for a mark or a value that is none."""
-        return self.visitors.fold(step, marks, values, since, marked_only=marked_only)
+        """`EventReader.in_user_order`. :raises ParameterError: for a mark, a value or a column that is none."""
+        return self.visitors.fold(step, marks, values, since, marked_only=marked_only, columns=columns)
 
     def at_hand(self) -> View | None:
         """All events of the tenant as columns, when they can be had without much waiting."""

@@ -189,7 +189,9 @@ def _first_at(key: U64, runs: Sequence[Run]) -> I64:
     """When the first event of each visitor was, shape ``(len(key),)``."""
     first = np.full(len(key), np.iinfo(np.int64).max)
     for run in runs:
-        if len(run):
+        if run.key is key:
+            np.minimum(first, run.at[run.start], out=first)
+        elif len(run):
             at = np.minimum(np.searchsorted(run.key, key), len(run.key) - 1)
             here = run.key[at] == key
             first[here] = np.minimum(first[here], run.at[run.start[at[here]]])

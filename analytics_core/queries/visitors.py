@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from analytics_core.errors import ParameterError, near
 from analytics_core.events import micros
 from analytics_core.lake.user_order import I64, U64
 from analytics_core.metrics.filters import Field, Filter
@@ -19,7 +20,7 @@ from analytics_core.queries.notes import unknown_names, unknown_path
 from analytics_core.queries.ranges import ALL_TIME
 from analytics_core.queries.snapshot import Snapshot
 from analytics_core.queries.user_order import Quality, View
-from analytics_core.records import Json, UserOrder
+from analytics_core.records import COLUMNS, Json, UserOrder
 
 Step = TypeVar("Step")
 
@@ -65,7 +66,8 @@ class Visitors:
     def places(self) -> I64:
         """The log positions of the events that are asked for, for SQL."""
         spec = self._snapshot.spec
-        asked = Asked((), {}, {}, micros(spec.range.start), micros(spec.range.end), marked_only=False)
+        low, high = micros(spec.range.start), micros(spec.range.end)
+        asked = Asked((), {}, {}, low, high, marked_only=False, columns=["place"])
         found = self._fold(lambda part: part.seq.copy(), asked, self.cohort)
         return np.concatenate(found) if found else np.zeros(0, np.int64)
 
@@ -77,6 +79,7 @@ class Visitors:
         since: datetime | None,
         *,
         marked_only: bool,
+        columns: Sequence[str],
     ) -> list[Step]:
         """As `EventReader.in_user_order`."""
         spec = self._snapshot.spec
@@ -88,6 +91,7 @@ class Visitors:
             low=micros(low),
             high=micros(spec.range.end),
             marked_only=marked_only,
+            columns=[_column(name) for name in columns],
         )
         self._filters += [filter_ for filters in asked.marks.values() for filter_ in filters]
         self._fields += asked.values.values()
@@ -111,3 +115,10 @@ class Visitors:
     def _fold(self, step: Callable[[UserOrder], Step], asked: Asked, cohort: U64 | None) -> list[Step]:
         meant = Meant(self._snapshot, self.view.names, self.view.columns, asked)
         return self.view.fold(step, meant, cohort, self._snapshot.limits.threads, self._snapshot.budget())
+
+
+def _column(name: str) -> str:
+    """The column of a `Run` that `UserOrder` has under this name. :raises ParameterError: for one that it never has."""
+    if name not in COLUMNS:
+        raise ParameterError("columns", f"{name!r} is no column in user order{near(name, COLUMNS)}")
+    return "place" if name == "seq" else name

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from analytics_core import UserOrder
-from analytics_core.errors import BuildingError, QueryError, StoppingError
+from analytics_core.errors import BuildingError, ParameterError, QueryError, StoppingError
 from analytics_core.events import SCHEMA, UNPLACED_SCHEMA
 from analytics_core.lake import RetentionPolicy, value_column
 from analytics_core.lake.delta import DeltaStore
@@ -321,6 +321,29 @@ class Held:
             yield from stream(snapshot, *asked)
 
         monkeypatch.setattr(Snapshot, "stream", slow)
+
+
+def test_columns_that_are_not_asked_for_are_left_out(house: House) -> None:
+    house.post(some(random.Random(1), 200))
+    house.store_all()
+    house.check()
+    house.post(some(random.Random(2), 50))  # another level, so that columns are merged
+
+    def seen(*columns: str) -> list[tuple[list[Any], ...]]:
+        def step(part: UserOrder) -> tuple[list[Any], ...]:
+            return (part.at.tolist(), *(getattr(part, name).tolist() for name in columns))
+
+        with house.history.reader("default", ALL_TIME) as reader:
+            return reader.in_user_order(step, columns=columns)
+
+    whole = seen("seq", "name", "session")
+    assert [part[:1] for part in whole] == seen()
+    for at, name in enumerate(("seq", "name", "session"), 1):
+        assert [(part[0], part[at]) for part in whole] == seen(name)
+    with house.history.reader("default", ALL_TIME) as reader:
+        assert all(not len(part) for part in reader.in_user_order(lambda part: part.seq, columns=["name"]))
+        with pytest.raises(ParameterError, match="did you mean 'session'"):
+            reader.in_user_order(len, columns=["sesion"])
 
 
 def test_what_a_question_held_is_freed_at_its_end(house: House) -> None:

@@ -113,6 +113,7 @@ def _parts(events: EventReader, by: str, names: Sequence[str]) -> list[_Part]:
         marks={"event": {"event": list(names)}} if names else {},
         values=() if named else (by,),
         marked_only=bool(names),
+        columns=["name"] if named else (),
     )
 
 

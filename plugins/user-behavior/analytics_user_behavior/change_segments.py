@@ -85,7 +85,7 @@ def explain(
         return made
 
     meant: dict[str, Any] = {} if whole else {"meant": [{"field": "event", "op": "in", "value": [*alone]}]}
-    folded = events.in_user_order(tally, marks=meant, values=fields, marked_only=not whole)
+    folded = events.in_user_order(tally, marks=meant, values=fields, marked_only=not whole, columns=["name", "session"])
     return [
         _best(figure, {field: _summed([part[i][j] for part in folded]) for j, field in enumerate(fields)})
         for i, figure in enumerate(figures)

@@ -157,7 +157,7 @@ def visits(events: EventReader, days: Days, names: Sequence[str], gap: int) -> V
 
     none = np.zeros(len(days), np.int64)
     total = Visits(none, none, np.zeros(3, np.int64), np.zeros((len(names), len(names)), np.int64))
-    for each in events.in_user_order(tally):
+    for each in events.in_user_order(tally, columns=["name", "session"]):
         total = Visits._make(so_far + more for so_far, more in zip(total, each, strict=True))
     return total
 
@@ -184,7 +184,7 @@ def conversions(
         tried = {first: _tried(found, days, np.flatnonzero((found.name == first) & person)) for first, _ in pairs}
         return [_conversion(part.key, found, days, tried[first], second) for first, second in pairs]
 
-    folded = events.in_user_order(tally)
+    folded = events.in_user_order(tally, columns=["name"])
     return [_summed([each[number] for each in folded], len(days)) for number in range(len(pairs))]
 
 

@@ -93,7 +93,11 @@ def compare(events: EventReader, asked: TimeRange, given: Mapping[str, Any], gap
     """The answer as it is defined above. :raises ParameterError: naming the parameter and what would be valid."""
     plan, marks, since = _plan(asked, given, gap_minutes)
     parts = events.in_user_order(
-        partial(_sums, plan=plan), marks=marks, values=[plan.mean] if plan.mean else [], since=since
+        partial(_sums, plan=plan),
+        marks=marks,
+        values=[plan.mean] if plan.mean else [],
+        since=since,
+        columns=["session"],
     )
     whole = Sums.of(np.zeros((2 * FIGURES, 0)), _EVER)
     for part in parts:

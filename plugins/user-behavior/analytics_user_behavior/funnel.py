@@ -113,6 +113,7 @@ def funnel(events: EventReader, asked: Mapping[str, Any], gap_minutes: int) -> A
         marks=marks,
         values=[field for field in dict.fromkeys((plan.hold, plan.breakdown)) if field is not None],
         marked_only=plan.order != "strict" and plan.gap is None,
+        columns=["session"] if plan.gap is not None else (),
     )
     names = [str(step["event"]) for step in asked["steps"]]
     if plan.order == "any":

@@ -17,7 +17,7 @@ from analytics_user_behavior.counts import OTHER, Counted, added, counted, looke
 from analytics_user_behavior.figures import F64, ratio, shown
 from analytics_user_behavior.path_findings import Way, findings, missing
 from analytics_user_behavior.transitions import ENTRY, EXIT, transitions
-from analytics_user_behavior.walks import Cut, cut_by, walks
+from analytics_user_behavior.walks import WALKED, Cut, cut_by, walks
 
 DEPTH: Final = 5
 LIMIT: Final = 10
@@ -89,7 +89,7 @@ def paths(events: EventReader, given: Mapping[str, Any], gap_minutes: int) -> An
     if given.get("mode", "steps") == "transitions":
         return transitions(events, cut, marks, limit)
     depth, backwards = given.get("depth", DEPTH), cut.end and not cut.start
-    parts = events.in_user_order(lambda part: _flow(part, cut, depth, backwards), marks=marks)
+    parts = events.in_user_order(lambda part: _flow(part, cut, depth, backwards), marks=marks, columns=WALKED)
     flow = _joined(parts, depth)
     nodes = _nodes([level.edges for level in flow.levels], flow.names, limit)
     edges = _grouped(flow, nodes)

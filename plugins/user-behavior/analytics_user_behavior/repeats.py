@@ -57,6 +57,7 @@ def repeats(events: EventReader, given: Mapping[str, Any]) -> Answer:
         marks=marks,
         values=values,
         marked_only=bool(marks),
+        columns=["name"],
     )
     rows = _rows(parts, limit) if parts else []
     columns = {"event": str, **({"breakdown": str} if breakdown else {})}

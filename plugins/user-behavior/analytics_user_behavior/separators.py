@@ -52,7 +52,7 @@ def separators(events: EventReader, given: Mapping[str, Any]) -> Answer:
     Columns: event, converters, converter_share, others, other_share, lift, lift_low, lift_high, p_value, q_value.
     """
     goal, limit, least = given["goal"], given.get("limit", LIMIT), given.get("least", LEAST)
-    parts = events.in_user_order(_groups, marks={"goal.where": filters_of(goal)})
+    parts = events.in_user_order(_groups, marks={"goal.where": filters_of(goal)}, columns=["name"])
     found = _added(parts) if parts else None
     rows = _rows(found, least) if found is not None else []
     columns = {"event": str, "converters": int, "converter_share": float, "others": int, "other_share": float}

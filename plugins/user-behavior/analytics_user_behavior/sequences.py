@@ -13,7 +13,7 @@ from analytics_core import Answer, Chart, EventReader, Insight, ParameterError, 
 from analytics_user_behavior.columns import I64, MINUTE, Mask
 from analytics_user_behavior.counts import Counted, added, counted, distinct, listed, places_of
 from analytics_user_behavior.intervals import normal_cdf, wilson
-from analytics_user_behavior.walks import Cut, Walks, walks
+from analytics_user_behavior.walks import WALKED, Cut, Walks, walks
 
 LONGEST: Final = 3
 STEPS: Final = 3
@@ -118,7 +118,7 @@ def _returns(names: Sequence[Any]) -> Mask | None:
 
 
 def _read(events: EventReader, cut: Cut, lengths: Sequence[int], chosen: Chosen) -> _Found | None:
-    parts = events.in_user_order(lambda part: _count(part, cut, lengths, chosen))
+    parts = events.in_user_order(lambda part: _count(part, cut, lengths, chosen), columns=WALKED)
     if not parts:
         return None
     grams = [_added([part.grams[n] for part in parts]) for n in range(len(lengths))]

@@ -66,7 +66,7 @@ class SessionOrder(NamedTuple):
 
     def column(self, column: npt.NDArray[Any]) -> Any:
         """A column of the part, shape ``(n,)``, session by session."""
-        if not len(self.moves.to):
+        if not len(self.moves.to) or not len(column):  # unmoved, or not asked for
             return column
         whole = column.copy()
         whole[self.moves.to] = column[self.moves.origin]

@@ -68,10 +68,11 @@ def sessions(events: EventReader, asked: TimeRange, gap_minutes: int, given: Map
     days, gap = periods(asked), gap_minutes * MINUTE
     n, breakdown = len(days), given.get("breakdown")
     if breakdown is None:
-        parts = events.in_user_order(lambda part: _tallied(_read(part, days, gap, None), n))
+        parts = events.in_user_order(lambda part: _tallied(_read(part, days, gap, None), n), columns=["session"])
         return _answer({"day": days.begins()}, _added(parts, n), ())
     valued(breakdown, "breakdown")
-    found = _joined(events.in_user_order(lambda part: _read(part, days, gap, breakdown), values=[breakdown]))
+    read = events.in_user_order(lambda part: _read(part, days, gap, breakdown), values=[breakdown], columns=["session"])
+    found = _joined(read)
     named, value = _ranked(found, given.get("top", TOP))
     tally = _tallied(found._replace(group=found.group * len(named) + value), n * len(named))
     columns = {

@@ -11,7 +11,7 @@ import pyarrow as pa
 from analytics_core import Answer, Chart, EventReader, UserOrder
 from analytics_user_behavior.counts import OTHER, Counted, added, counted, sums, top
 from analytics_user_behavior.figures import ratio, shown
-from analytics_user_behavior.walks import Cut, walks
+from analytics_user_behavior.walks import WALKED, Cut, walks
 
 ENTRY: Final = "(entry)"
 EXIT: Final = "(exit)"
@@ -27,7 +27,7 @@ class _Steps(NamedTuple):
 
 def transitions(events: EventReader, cut: Cut, marks: Mapping[str, Any], limit: int) -> Answer:
     """``mode: transitions`` of `analytics_user_behavior.paths.paths`."""
-    parts = events.in_user_order(lambda part: _steps(part, cut), marks=marks)
+    parts = events.in_user_order(lambda part: _steps(part, cut), marks=marks, columns=WALKED)
     names = parts[0].names if parts else ()
     pairs = added([part.pairs for part in parts])
     size, width = len(names) + 1, limit + 2

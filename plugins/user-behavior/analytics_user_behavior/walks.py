@@ -16,6 +16,8 @@ from analytics_user_behavior.session_order import by_session, spans
 
 START: Final = "start"
 END: Final = "end"
+WALKED: Final = ("name", "session")
+"""The columns of `UserOrder` that walks are made of."""
 _STEPS: Final = 6
 """Few events are left out one after the other, so going on one by one is faster than looking up where it ends."""
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 import analytics_user_behavior
 from analytics_core import Answer, Question, TimeRange, UserOrder
 from analytics_core.events import micros
 from analytics_core.manifest import fit_schema, read_plugin
+from analytics_core.records import COLUMNS
 from analytics_core.testing import MemoryReader, batch, started
 from analytics_user_behavior.plugin import UserBehavior
 
@@ -73,7 +75,10 @@ def ask(over: Over) -> Asking:
 
 class Visitors:
     """An `EventReader` of which only `in_user_order` can be asked: rows put in order by plain Python, one or two
-    visitors in each part. Marks are ``{"event": name or names, "properties.x": value}``."""
+    visitors in each part, without the columns that are not asked for.
+
+    Marks are ``{"event": name or names, "properties.x": value}``.
+    """
 
     def __init__(self, rows: list[dict[str, Any]], each: int) -> None:
         self._each = each
@@ -85,12 +90,19 @@ class Visitors:
                 self._visitors.setdefault((bool(person), visitor), []).append((seq, row))
 
     def in_user_order(
-        self, step: Callable[[UserOrder], Any], *, marks: Mapping[str, Any] = {}, values: Sequence[str] = (), **_: Any
+        self,
+        step: Callable[[UserOrder], Any],
+        *,
+        marks: Mapping[str, Any] = {},
+        values: Sequence[str] = (),
+        columns: Sequence[str] = COLUMNS,
+        **_: Any,
     ) -> list[Any]:
         words = {field: sorted({text for _, row in self._rows() if (text := _value(row, field))}) for field in values}
         listed = list(self._visitors.items())
         parts = [listed[low : low + self._each] for low in range(0, len(listed), self._each)]
-        return [step(self._part(part, marks, words)) for part in parts]
+        left = {name: np.zeros(0, np.int64) for name in COLUMNS if name not in columns}
+        return [step(replace(self._part(part, marks, words), **left)) for part in parts]
 
     def _rows(self) -> list[tuple[int, dict[str, Any]]]:
         return [pair for pairs in self._visitors.values() for pair in pairs]
