@@ -249,8 +249,8 @@ class Signals(Struct, frozen=True, kw_only=True):
     series: Mapping[str, Series]
 
 
-COLUMNS: Final = ("seq", "name", "session")
-"""What `EventReader.in_user_order` gives of each event beside its time, unless it is asked for less."""
+COLUMNS: Final = ("first_at", "seq", "name", "session")
+"""What `EventReader.in_user_order` gives beside the events' times, unless it is asked for less."""
 
 
 class UserOrder(Struct, frozen=True, eq=False):
@@ -335,7 +335,8 @@ class EventReader(Protocol):
         ``marks`` say which events are meant by filters as a request writes them (``{"event": "cart",
         "properties.plan": "pro"}`` or ``[{"field", "op", "value"}]``); with ``marked_only`` the others are left out.
         ``values`` name properties whose text is wanted. ``since`` asks for events before the range's start as well.
-        Of ``seq``, ``name`` and ``session`` only those in ``columns`` are surely there; to ask for few takes less time.
+        Only those of ``first_at``, ``seq``, ``name`` and ``session`` that are in ``columns`` are surely there; fewer take
+        less time.
 
         Parts are whole visitors and of bounded size, so the memory is that of a part and of what ``step`` gives. It is
         called on several threads and must not change what it is given.

@@ -235,8 +235,11 @@ def _places(old: Run, new: Run, here: I64, there: I64) -> I64:
     span = max(int(old.at.max()), int(new.at.max())) - low + 1
     users = max(int(here[-1]), int(there[-1])) + 1
     if (users * span).bit_length() <= _BITS:
-        mine = (here * span)[old.user()] + (old.at - low)
-        return np.searchsorted(mine, (there * span)[new.user()] + (new.at - low), side="right")
+        mine, theirs = (
+            run.at + np.repeat(who * span - low, np.diff(run.end, prepend=0))
+            for run, who in ((old, here), (new, there))
+        )
+        return np.searchsorted(mine, theirs, side="right")
     later = np.repeat(np.array([0, 1], np.int8), [len(old), len(new)])
     who = np.concatenate([here[old.user()], there[new.user()]])
     by = np.lexsort((later, np.concatenate([old.at, new.at]), who))
@@ -244,10 +247,11 @@ def _places(old: Run, new: Run, here: I64, there: I64) -> I64:
 
 
 def joined(runs: Sequence[Run]) -> Run:
-    """One run of all; each is later in the log than those before it."""
+    """One run of all; each is later in the log than those before it. A large one is merged once, with all others."""
     if len(runs) < 2:
         return runs[0] if runs else EMPTY
-    half = len(runs) // 2
+    upto = np.cumsum([len(run) for run in runs])
+    half = min(int(np.searchsorted(upto, upto[-1] / 2)) + 1, len(runs) - 1)
     return merged(joined(runs[:half]), joined(runs[half:]))
 
 

@@ -122,7 +122,7 @@ def _all(tests: Sequence[Test], name: I32, place: I64) -> Mask:
 class Asked(NamedTuple):
     """What of each event is asked: ``filters`` that it must hold, ``marks`` by name, the text of ``values``; only with
     ``low <= timestamp < high`` (microseconds), and ``marked_only`` only those that have a mark. ``columns``: which of
-    `Run` are wanted beside the time."""
+    `Run` are wanted beside the time, and ``first_at``."""
 
     filters: Sequence[Filter]
     marks: Mapping[str, Sequence[Filter]]
@@ -149,6 +149,8 @@ class Meant:
         missing = {name: field for name, field in asked.values.items() if not self._know(name, columns(field))}
         if missing or self._kept is None or None in self._marks.values():
             self._ask(rows, missing)
+        self.first_at = "first_at" in asked.columns
+        """Whether it is asked when a visitor came first."""
         self._columns = {"at", *asked.columns, *(("name",) if self._marks else ())}
         if self._values or any(_by_name_alone(tests) is None for tests in self._marks.values()):
             self._columns.add("place")

@@ -33,6 +33,7 @@ LATE_SECONDS: Final = 3_600
 """An event is late when it is received so long after it happened."""
 BOTS: Final = "bot|crawl|spider|slurp|headless|lighthouse|curl|wget|python-|http-?client"
 """What the user agent of a bot has in it, whatever the case; RE2, which DuckDB and Arrow both read."""
+_NO_TIMES: Final = np.zeros(0, np.int64)
 _AGENT: Final = "json_extract_string(context, '$.userAgent')"
 _IS_BOT: Final = f"contains(context, 'userAgent') AND regexp_matches(TRY({_AGENT}), '(?i){BOTS}')"
 _IS_LATE: Final = f"received_at - timestamp > INTERVAL {LATE_SECONDS} SECONDS"
@@ -136,7 +137,7 @@ class View(Struct, frozen=True, eq=False):
             key=run.key,
             known=(run.key & np.uint64(1)).astype(np.bool_),
             end=run.end,
-            first_at=_first_at(run.key, runs),
+            first_at=_first_at(run.key, runs) if meant.first_at else _NO_TIMES,
             at=run.at,
             seq=run.place,
             name=run.name,

@@ -59,7 +59,7 @@ class Visitors:
 
         def fold(step: Callable[[UserOrder], U64], marks: Mapping[str, tuple[Filter, ...]]) -> list[U64]:
             whole = micros(ALL_TIME.start), micros(ALL_TIME.end)
-            return self._fold(step, Asked((), marks, {}, *whole, marked_only=False), None)
+            return self._fold(step, Asked((), marks, {}, *whole, marked_only=False, columns=["first_at"]), None)
 
         return members(cohort, micros(self._snapshot.spec.range.end), fold)
 
@@ -118,7 +118,7 @@ class Visitors:
 
 
 def _column(name: str) -> str:
-    """The column of a `Run` that `UserOrder` has under this name. :raises ParameterError: for one that it never has."""
+    """What `Asked` calls a column of `UserOrder`. :raises ParameterError: for one that it never has."""
     if name not in COLUMNS:
         raise ParameterError("columns", f"{name!r} is no column in user order{near(name, COLUMNS)}")
     return "place" if name == "seq" else name

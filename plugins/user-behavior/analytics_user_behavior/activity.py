@@ -95,5 +95,5 @@ def fold(
     """
     meant = filters_of(event)
     marks = {"event.where": meant} if meant else {}
-    made = events.in_user_order(step, marks=marks, marked_only=bool(marks), since=since, columns=())
+    made = events.in_user_order(step, marks=marks, marked_only=bool(marks), since=since, columns=["first_at"])
     return [sum(arrays) for arrays in zip(*made, strict=True)] if made else None

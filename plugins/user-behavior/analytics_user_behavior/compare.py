@@ -97,7 +97,7 @@ def compare(events: EventReader, asked: TimeRange, given: Mapping[str, Any], gap
         marks=marks,
         values=[plan.mean] if plan.mean else [],
         since=since,
-        columns=["session"],
+        columns=["first_at", "session"],
     )
     whole = Sums.of(np.zeros((2 * FIGURES, 0)), _EVER)
     for part in parts:

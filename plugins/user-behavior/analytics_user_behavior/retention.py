@@ -131,7 +131,7 @@ def _measure(events: EventReader, spans: Periods, parameters: Mapping[str, Any])
         marks={mark: meant for mark, meant in ((_START, start), (_RETURN, back)) if meant},
         marked_only=bool(start and back),
         since=EARLIEST if asked.first_time and start else spans.start,
-        columns=(),
+        columns=["first_at"],
     )
     returned = sum((counts for counts, _, _ in made), np.zeros((n, depth), np.int64))
     users = sum((sizes for _, sizes, _ in made), np.zeros(n, np.int64))

@@ -53,7 +53,7 @@ class SessionOrder(NamedTuple):
             key=part.key[user],
             known=part.known[user],
             end=self.end,
-            first_at=part.first_at[user],
+            first_at=part.first_at[user] if len(part.first_at) else part.first_at,
             at=self.column(part.at),
             seq=self.column(part.seq),
             name=self.column(part.name),
