@@ -335,8 +335,8 @@ class EventReader(Protocol):
         ``marks`` say which events are meant by filters as a request writes them (``{"event": "cart",
         "properties.plan": "pro"}`` or ``[{"field", "op", "value"}]``); with ``marked_only`` the others are left out.
         ``values`` name properties whose text is wanted. ``since`` asks for events before the range's start as well.
-        Only those of ``first_at``, ``seq``, ``name`` and ``session`` that are in ``columns`` are surely there; fewer take
-        less time.
+        Of ``first_at``, ``seq``, ``name`` and ``session`` only those in ``columns`` are surely there, and few take less
+        time.
 
         Parts are whole visitors and of bounded size, so the memory is that of a part and of what ``step`` gives. It is
         called on several threads and must not change what it is given.
