@@ -65,12 +65,12 @@ FROM seconds
 """
 SESSIONS: Final = f"""
 WITH loose AS (
-    SELECT {_WHO} AS who, {_MOMENT} AS moment,
-           lag({_MOMENT}) OVER (PARTITION BY {_WHO} ORDER BY timestamp) AS previous
+    SELECT {_WHO} AS who, {_MOMENT} AS moment, seq,
+           lag({_MOMENT}) OVER (PARTITION BY {_WHO} ORDER BY timestamp, seq) AS previous
     FROM events WHERE {_IN_RANGE} AND session_id IS NULL AND {_WHO} IS NOT NULL
 ), numbered AS (
     SELECT who, moment, sum(CAST(previous IS NULL OR moment - previous > {_GAP} AS INT))
-           OVER (PARTITION BY who ORDER BY moment ROWS UNBOUNDED PRECEDING) AS number
+           OVER (PARTITION BY who ORDER BY moment, seq ROWS UNBOUNDED PRECEDING) AS number
     FROM loose
 ), whole AS (
     SELECT who, min(moment) AS began, max(moment) AS ended, count(*) AS events FROM numbered GROUP BY who, number
