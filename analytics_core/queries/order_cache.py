@@ -84,19 +84,19 @@ class OrderCache:
 
     def at_hand(self, source: Source) -> View | None:
         """As `view`, and its columns, as far as little has to be read for them; what is not at hand is None, and is
-        read in the background, for those who ask later.
+        read in the background once this question has its answer, for those who ask later.
 
         :raises BuildingError: when somebody else is at them for longer than `AT_HAND_SECONDS`.
         """
         tenant = self._awake(source)
         held = tenant.held
         if held.upto <= source.position and not 0 <= source.rows - held.seen <= SOON:
-            self._begin(tenant, "order", tenant.bring)
+            self._begin_after(source, tenant, "order", tenant.bring)
             return None
         with tenant.locked(AT_HAND_SECONDS):
             tenant.awake(source)
             if not tenant.forward(source):
-                self._begin(tenant, "order", tenant.bring)
+                self._begin_after(source, tenant, "order", tenant.bring)
                 return None
             view = tenant.held.view(source.position, lambda field: self._column_at_hand(tenant, source, field))
         self._relieve()
@@ -107,7 +107,7 @@ class OrderCache:
         if not field.path or (making is not None and not making.done()):
             return None
         if tenant.values.missing(field, source.position) > SOON:
-            self._begin(tenant, field.name, partial(tenant.values.bring, field))
+            self._begin_after(source, tenant, field.name, partial(tenant.values.bring, field))
             return None
         return tenant.values.column(field, source, AT_HAND_SECONDS)
 
@@ -160,6 +160,15 @@ class OrderCache:
                 self._go_on()
                 making = tenant.making[what] = self._pool.submit(self._work, tenant, what, work)
             return making
+
+    def _begin_after(self, source: Source, tenant: TenantOrder, what: str, work: Callable[[Source], None]) -> None:
+        """As `_begin`, when ``source`` is closed: till then it would only take the time of the question."""
+
+        def begin() -> None:
+            with suppress(StoppingError, RuntimeError):  # the host ends, or has ended
+                self._begin(tenant, what, work)
+
+        source.at_end(begin)
 
     def _work(self, tenant: TenantOrder, what: str, work: Callable[[Source], None]) -> None:
         began = time.monotonic()

@@ -229,6 +229,10 @@ class Snapshot:
         if self._closing:
             raise QueryError("this reader is closed")
 
+    def at_end(self, work: Callable[[], object]) -> None:
+        """Have ``work`` done when this snapshot is closed, by whoever closes it."""
+        self._resources.callback(work)
+
     @property
     def closed(self) -> bool:
         return self._closing
