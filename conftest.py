@@ -1,6 +1,7 @@
 """For every test of the repository."""
 
 import os
+import signal
 
 import structlog
 from hypothesis import HealthCheck, settings
@@ -14,3 +15,7 @@ structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.p
 
 # Tests run side by side; a thread of OpenBLAS for each processor in each of their processes only costs their start.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# What a shell runs in the background does not hear Ctrl-C, nor does what it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
