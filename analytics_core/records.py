@@ -263,7 +263,7 @@ class UserOrder(Struct, frozen=True, eq=False):
 
     Of each event, shape ``(n,)``: ``at`` microseconds UTC, ``seq`` (log position), ``name`` (index into ``names``),
     ``session`` uint64 (a hash of the client's session id, 0 for none), ``marks`` (a boolean column for each mark) and
-    ``values`` (for each field, an index into its ``words``; -1 where there is none).
+    ``values`` (for each field, an index into its ``words``; -1 where there is none). What was not asked for is empty.
     """
 
     key: npt.NDArray[np.uint64]

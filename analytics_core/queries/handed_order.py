@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import pyarrow as pa
 from msgspec import Struct
 
 from analytics_core.lake.order_files import OrderFiles, StoredRun
 from analytics_core.lake.user_order import Run
 from analytics_core.queries.levels import LINKS, Level, joined_level
-from analytics_core.queries.user_order import View, Whole, Words, run_of, view_of
-
-
-class Rows(Whole, Protocol):
-    """`queries.snapshot.Snapshot`, as far as it is needed."""
-
-    @property
-    def rows(self) -> int: ...
-    def since(self, position: int) -> pa.Table: ...
+from analytics_core.queries.snapshot import Snapshot
+from analytics_core.queries.user_order import View, Words, run_of, view_of
 
 
 class HandedOrder(Struct, frozen=True):
@@ -30,7 +22,7 @@ class HandedOrder(Struct, frozen=True):
     runs: tuple[StoredRun, ...]
     names: tuple[str, ...]
 
-    def view(self, rows: Rows) -> View:
+    def view(self, rows: Snapshot) -> View:
         """All that ``rows`` hold: what the files do not have is read, or everything when they are of no use."""
         try:
             stored = [OrderFiles(self.directory).open(run) for run in self.runs]
@@ -43,7 +35,7 @@ class HandedOrder(Struct, frozen=True):
         return View(_levels([*stored, run_of(new, names)], names, rows), names.words)
 
 
-def _levels(runs: list[Run], names: Words, rows: Whole) -> list[Level]:
+def _levels(runs: list[Run], names: Words, rows: Snapshot) -> list[Level]:
     some: Any = filter(len, runs)
     if LINKS.isdisjoint(names.words):
         return [Level(run) for run in some]

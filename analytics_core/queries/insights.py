@@ -86,9 +86,8 @@ class Insights:
         "watermark"}``; ``timezone`` is meant where ``wanted`` names none.
 
         The range ends with the current minute at the latest, so that time to come is not taken for a fall, and that the
-        analyses are asked the same for as long. Every analysis reads its own
-        snapshot; ``data_as_of`` and ``watermark`` are the earliest of theirs. An analysis that fails is listed with its
-        ``error``, and the others count.
+        analyses are asked the same for as long. Every analysis reads its own snapshot; ``data_as_of`` and ``watermark``
+        are the earliest of theirs. An analysis that fails is listed with its ``error``, and the others count.
 
         ``insights`` are ranked by `_rank`. Each has an ``id``, unique in the answer, what the plugin said, and
         ``query``: asked again, that shows the same figures. ``recommendations`` name one of them as ``insight`` and

@@ -22,7 +22,8 @@ from analytics_core.metrics.filters import Field
 from analytics_core.queries import tenant_order
 from analytics_core.queries.handed_order import HandedOrder
 from analytics_core.queries.pieces import SMALL
-from analytics_core.queries.tenant_order import Source, TenantOrder
+from analytics_core.queries.snapshot import Snapshot
+from analytics_core.queries.tenant_order import TenantOrder
 from analytics_core.queries.user_order import View
 
 MOST_AWAKE: Final = 64
@@ -41,7 +42,7 @@ class OrderCache:
     longer than a question may wait.
     """
 
-    def __init__(self, directory: Path, snapshot: Callable[[str], Source]) -> None:
+    def __init__(self, directory: Path, snapshot: Callable[[str], Snapshot]) -> None:
         self._directory = directory
         self._snapshot = snapshot
         self._tenants: OrderedDict[str, TenantOrder] = OrderedDict()
@@ -50,7 +51,7 @@ class OrderCache:
         self._relief: Future[None] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="user-order-cache")
 
-    def view(self, source: Source) -> View:
+    def view(self, source: Snapshot) -> View:
         """:raises BuildingError: when what is missing takes longer than a question may take."""
         tenant = self._awake(source)
         if source.rows - tenant.held.seen > tenant_order.FLUSH or not self._forwarded(tenant, source):
@@ -64,7 +65,7 @@ class OrderCache:
         self._relieve()
         return view
 
-    def _forwarded(self, tenant: TenantOrder, source: Source) -> bool:
+    def _forwarded(self, tenant: TenantOrder, source: Snapshot) -> bool:
         """Whether it holds what ``source`` holds and nothing else; what is small is mended for that."""
         with tenant.locked(source.patience):
             tenant.awake(source)
@@ -74,7 +75,7 @@ class OrderCache:
                 right = True
             return right
 
-    def _column(self, tenant: TenantOrder, source: Source, field: Field) -> ValueColumn | None:
+    def _column(self, tenant: TenantOrder, source: Snapshot, field: Field) -> ValueColumn | None:
         if not field.path:
             return None
         if tenant.values.missing(field, source.position) > tenant_order.FLUSH < source.rows:
@@ -82,7 +83,7 @@ class OrderCache:
             _wait(made, source.patience, partial(tenant.values.refuse, field))
         return tenant.values.column(field, source, source.patience)
 
-    def at_hand(self, source: Source) -> View | None:
+    def at_hand(self, source: Snapshot) -> View | None:
         """As `view`, and its columns, as far as little has to be read for them; what is not at hand is None, and is
         read in the background once this question has its answer, for those who ask later.
 
@@ -102,7 +103,7 @@ class OrderCache:
         self._relieve()
         return view
 
-    def _column_at_hand(self, tenant: TenantOrder, source: Source, field: Field) -> ValueColumn | None:
+    def _column_at_hand(self, tenant: TenantOrder, source: Snapshot, field: Field) -> ValueColumn | None:
         making = tenant.making.get(field.name)
         if not field.path or (making is not None and not making.done()):
             return None
@@ -111,7 +112,7 @@ class OrderCache:
             return None
         return tenant.values.column(field, source, AT_HAND_SECONDS)
 
-    def handed(self, source: Source) -> HandedOrder | None:
+    def handed(self, source: Snapshot) -> HandedOrder | None:
         """What another process can read of a snapshot without sorting; None for nothing."""
         return self._tenant(source.tenant).handed(source)
 
@@ -143,7 +144,7 @@ class OrderCache:
             self._tenants.move_to_end(name)
             return self._tenants[name]
 
-    def _awake(self, source: Source) -> TenantOrder:
+    def _awake(self, source: Snapshot) -> TenantOrder:
         tenant = self._tenant(source.tenant)
         if tenant.resting:  # nobody has the lock for long then
             with tenant.locked(source.patience):
@@ -152,7 +153,7 @@ class OrderCache:
 
     # --- in the background -------------------------------------------------------------------------------------------
 
-    def _begin(self, tenant: TenantOrder, what: str, work: Callable[[Source], None]) -> Future[None]:
+    def _begin(self, tenant: TenantOrder, what: str, work: Callable[[Snapshot], None]) -> Future[None]:
         """Have ``work`` done in the background on a snapshot of its own; whoever asks meanwhile gets the same."""
         with self._lock:
             making = tenant.making.get(what)
@@ -161,7 +162,7 @@ class OrderCache:
                 making = tenant.making[what] = self._pool.submit(self._work, tenant, what, work)
             return making
 
-    def _begin_after(self, source: Source, tenant: TenantOrder, what: str, work: Callable[[Source], None]) -> None:
+    def _begin_after(self, source: Snapshot, tenant: TenantOrder, what: str, work: Callable[[Snapshot], None]) -> None:
         """As `_begin`, when ``source`` is closed: till then it would only take the time of the question."""
 
         def begin() -> None:
@@ -170,7 +171,7 @@ class OrderCache:
 
         source.at_end(begin)
 
-    def _work(self, tenant: TenantOrder, what: str, work: Callable[[Source], None]) -> None:
+    def _work(self, tenant: TenantOrder, what: str, work: Callable[[Snapshot], None]) -> None:
         began = time.monotonic()
         try:
             source = self._snapshot(tenant.name)

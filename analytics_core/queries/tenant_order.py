@@ -7,11 +7,11 @@ What is here can be had again from the lake and the log at any time, so whatever
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import pairwise, zip_longest
-from typing import Any, Final, Protocol
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,10 @@ from analytics_core.errors import BuildingError
 from analytics_core.lake.order_files import Listing, OrderFiles
 from analytics_core.lake.user_order import EMPTY, Run, concatenated, cuts, joined, settled
 from analytics_core.queries.handed_order import HandedOrder
-from analytics_core.queries.identity import Identity
 from analytics_core.queries.levels import LINKS, joined_level, rejoined
 from analytics_core.queries.marks import PLACE, Places
 from analytics_core.queries.pieces import SMALL, Held, Piece, gathered, in_memory, piece_of
+from analytics_core.queries.snapshot import Snapshot
 from analytics_core.queries.user_order import ROWS, Words, run_of
 from analytics_core.queries.value_columns import ValueColumns
 
@@ -38,30 +38,6 @@ _BLOCK: Final = 1 << 20
 _READ: Final = 1 << 19
 """Events that are sorted at a time; as rows they take several times what they take as a run."""
 _log = structlog.get_logger(__name__)
-
-
-class Source(Protocol):
-    """`queries.snapshot.Snapshot`, as far as it is needed: one snapshot of a tenant's events."""
-
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def lake(self) -> str: ...
-    @property
-    def position(self) -> int: ...
-    @property
-    def stored(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def patience(self) -> float: ...
-
-    def identity(self) -> Identity: ...
-    def tail(self, position: int) -> pa.Table: ...
-    def ever(self, query: str, parameters: Mapping[str, Any]) -> pa.Table: ...
-    def stream(self, query: str, parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]: ...
-    def at_end(self, work: Callable[[], object]) -> None: ...
-    def close(self) -> None: ...
 
 
 class TenantOrder:
@@ -100,7 +76,7 @@ class TenantOrder:
         """What is said to whoever cannot wait."""
         return BuildingError(f"the events of tenant {self.name!r} are being put in user order, {self.read:,} are")
 
-    def awake(self, source: Source) -> None:
+    def awake(self, source: Snapshot) -> None:
         """Hold what is in the files. Under the lock."""
         if not self.resting:
             return
@@ -114,7 +90,7 @@ class TenantOrder:
             listing, pieces = Listing(), ()
         self.held, self._lake, self.resting = Held(pieces, Words(listing.names)), source.lake, False
 
-    def _fits(self, listing: Listing, source: Source) -> bool:
+    def _fits(self, listing: Listing, source: Snapshot) -> bool:
         """Whether it was made of this lake and log."""
         return listing.lake == source.lake and all(run.upto <= source.position for run in listing.runs)
 
@@ -125,7 +101,7 @@ class TenantOrder:
         with self._lock:
             self.held, self.resting = Held((), Words()), True
 
-    def handed(self, source: Source) -> HandedOrder | None:
+    def handed(self, source: Snapshot) -> HandedOrder | None:
         """What is in files of what ``source`` holds; None for nothing."""
         runs, names = self.held.stored(source.position), tuple(self.held.names.words)
         if self.resting:
@@ -133,7 +109,7 @@ class TenantOrder:
             runs, names = (listing.runs if self._fits(listing, source) else ()), listing.names
         return HandedOrder(self._files.directory, runs, names) if runs else None
 
-    def bring(self, source: Source) -> None:
+    def bring(self, source: Snapshot) -> None:
         """Hold what ``source`` holds and nothing else, and what is large goes to files."""
         with self.locked(None):
             self.awake(source)
@@ -152,13 +128,13 @@ class TenantOrder:
 
     # --- forward -----------------------------------------------------------------------------------------------------
 
-    def forward(self, source: Source) -> bool:
+    def forward(self, source: Snapshot) -> bool:
         """Hold all that ``source`` holds; whether that is all that is held. Under the lock."""
         if self.held.upto < source.position:
             self._take(source)
         return self.held.upto > source.position or self.held.seen == source.rows
 
-    def mend(self, source: Source) -> None:
+    def mend(self, source: Snapshot) -> None:
         """Hold nothing that ``source`` does not. Under the lock, after `forward`."""
         if self.held.seen > source.rows:  # retention or an erasure has taken some
             self._keep(source)
@@ -167,7 +143,7 @@ class TenantOrder:
             self.held = Held((), Words())
             self._take(source)
 
-    def _keep(self, source: Source) -> None:
+    def _keep(self, source: Snapshot) -> None:
         """Only what ``source`` still has."""
         held = self.held
         places = source.ever(f"SELECT {PLACE} AS place FROM ever", {})["place"].to_numpy()
@@ -179,7 +155,7 @@ class TenantOrder:
 
         self.held = replace(held, pieces=(self._joined(self._piece(kept, held.upto, len(places))),))
 
-    def _take(self, source: Source) -> None:
+    def _take(self, source: Snapshot) -> None:
         held = self.held
         if source.stored <= held.upto:
             rows = source.tail(held.upto)
@@ -189,7 +165,7 @@ class TenantOrder:
         pieces = gathered((*held.pieces, piece), self._writing)
         self.held = replace(held, pieces=(*pieces[:-1], self._joined(pieces[-1])))
 
-    def _streamed(self, source: Source, held: Held) -> Piece:
+    def _streamed(self, source: Snapshot, held: Held) -> Piece:
         """What is missing, out of the lake and the log, which give it in no order. What is too much is spilled."""
         runs: list[Run] = []
         spilled = 0
@@ -228,7 +204,7 @@ class TenantOrder:
 
     # --- persons -----------------------------------------------------------------------------------------------------
 
-    def join(self, source: Source) -> None:
+    def join(self, source: Snapshot) -> None:
         """Join ids to persons as the events say. Under the lock."""
         held = self.held
         if held.identity.empty and LINKS.isdisjoint(held.names.words):

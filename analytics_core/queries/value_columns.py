@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import structlog
@@ -17,6 +17,7 @@ import structlog
 from analytics_core.errors import BuildingError
 from analytics_core.lake.value_column import ValueColumn
 from analytics_core.metrics.filters import Field
+from analytics_core.queries.snapshot import Snapshot
 
 MOST_OPEN: Final = 64
 """Columns that are held at a time, the latest; the others are in their files."""
@@ -25,15 +26,6 @@ WINDOW: Final = 1 << 26
 _SAVE: Final = 1 << 20
 """Positions after which a column is saved."""
 _log = structlog.get_logger(__name__)
-
-
-class Source(Protocol):
-    """`queries.snapshot.Snapshot`, as far as it is needed."""
-
-    @property
-    def position(self) -> int: ...
-
-    def stream(self, query: str, parameters: Mapping[str, Any]) -> Iterator[pa.RecordBatch]: ...
 
 
 class _Open(NamedTuple):
@@ -57,7 +49,7 @@ class ValueColumns:
         column = self._opened(field).column
         return 0 if column.given_up else max(0, position - column.upto)
 
-    def column(self, field: Field, source: Source, patience: float | None = None) -> ValueColumn | None:
+    def column(self, field: Field, source: Snapshot, patience: float | None = None) -> ValueColumn | None:
         """With all that ``source`` holds; None for a field of too many values, or when there is no space on disk.
 
         :raises BuildingError: when it is being made for longer than ``patience`` seconds.
@@ -76,7 +68,7 @@ class ValueColumns:
         """What is said to whoever cannot wait."""
         return BuildingError(f"the values of {field.name!r} of tenant {self._tenant!r} are being read")
 
-    def bring(self, field: Field, source: Source) -> None:
+    def bring(self, field: Field, source: Snapshot) -> None:
         self.column(field, source)
 
     def save(self) -> None:
@@ -125,7 +117,7 @@ class ValueColumns:
             del self._open[field]
             opened.growing.release()
 
-    def _forward(self, column: ValueColumn, field: Field, source: Source) -> ValueColumn | None:
+    def _forward(self, column: ValueColumn, field: Field, source: Snapshot) -> ValueColumn | None:
         saved = column.upto
         try:
             while column.upto < source.position and not column.given_up:
@@ -140,7 +132,7 @@ class ValueColumns:
         return None if column.given_up else column
 
 
-def _found(field: Field, low: int, high: int, source: Source) -> Iterator[tuple[Any, pa.DictionaryArray]]:
+def _found(field: Field, low: int, high: int, source: Snapshot) -> Iterator[tuple[Any, pa.DictionaryArray]]:
     """Positions in ``[low, high)`` with a value, and the JSON texts of these."""
     bound: dict[str, Any] = {"low": low, "high": high}
 

@@ -24,6 +24,7 @@ from analytics_core.bus.memory import MemoryBus
 from analytics_core.config import Intake, Lanes, Plugins, Settings, Storage
 from analytics_core.events import UNPLACED_SCHEMA, micros
 from analytics_core.events.columns import times_column, word
+from analytics_core.host.health import BEGINNING
 from analytics_core.host.installed.discovery import discover
 from analytics_core.host.life.boot_guard import BootGuard
 from analytics_core.host.life.budget import RestartPolicy
@@ -223,8 +224,7 @@ async def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) 
 async def until_settled(host: PluginHost, seconds: float) -> None:
     """Until no plugin is on its way up any more, for so many seconds at most."""
     deadline = time.monotonic() + seconds
-    rising = {"discovered", "loading", "starting"}
-    while any(v.state in rising for v in host.views()) and time.monotonic() < deadline:
+    while any(v.state in BEGINNING for v in host.views()) and time.monotonic() < deadline:
         await asyncio.sleep(0.005)
 
 

@@ -40,8 +40,8 @@ def frequency(events: EventReader, asked: TimeRange, parameters: Mapping[str, An
     what: What = parameters["count"]
     meant = filters_of(parameters.get("event", ""))
     marks = {"event.where": meant} if meant else {}
-    step = _counting(what, asked, gap_minutes * MINUTE)
-    found = added(events.in_user_order(step, marks=marks, marked_only=bool(marks), columns=["session"]))
+    step, columns = _counting(what, asked, gap_minutes * MINUTE), ["session"] if what == "sessions" else []
+    found = added(events.in_user_order(step, marks=marks, marked_only=bool(marks), columns=columns))
     begins = _bins(int(found.code.max(initial=0)))
     place = np.searchsorted(begins, found.code, side="right") - 1
     n = len(begins) - 1
