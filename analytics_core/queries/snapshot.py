@@ -105,7 +105,7 @@ class Snapshot:
         """How many events the tenant has, whatever is asked for."""
         if self.spec.erased:  # some of those in the files are not shown
             return int(self.ever("SELECT count(*) AS n FROM ever", {})["n"][0].as_py())
-        return self.spec.rows + len(self._tail)
+        return self.spec.rows + len(self._held())
 
     def identity(self) -> Identity:
         """Who is who by these events, or by later ones."""
@@ -128,12 +128,19 @@ class Snapshot:
     def recent(self, position: int) -> pa.Table:
         """All columns from ``position`` on, which is not before `stored`, in the order of the log. What an erasure has
         taken meanwhile is still there: `rows` does not count it."""
-        return self._tail.filter(pc.greater_equal(self._tail.column("seq"), position))
+        held = self._held()
+        return held.filter(pc.greater_equal(held.column("seq"), position))
 
     def everything(self) -> pa.Table:
         """The columns of `user_order.ROWS` of all events."""
         spec = self.spec
-        return self.ever(ROWS, {}) if spec.files or spec.others or spec.erased else rows_of(self._tail)
+        return self.ever(ROWS, {}) if spec.files or spec.others or spec.erased else rows_of(self._held())
+
+    def _held(self) -> pa.Table:
+        """The log's tail. Of a closed snapshot there is none, which is not to be taken for no events."""
+        tail = self._tail  # before it is looked at: whoever closes says so before the tail goes
+        self.check_open()
+        return tail
 
     # --- SQL ---------------------------------------------------------------------------------------------------------
 

@@ -360,6 +360,16 @@ def test_what_a_question_held_is_freed_at_its_end(house: House) -> None:
         gc.enable()
 
 
+def test_a_closed_snapshot_is_not_taken_for_one_without_events(house: House) -> None:
+    house.post(some(random.Random(1), 20))
+    snapshot = house.history.snapshot("default")
+    assert (snapshot.rows, len(snapshot.tail(0)), len(snapshot.everything())) == (20, 20, 20)
+    snapshot.close()
+    for asked in (lambda: snapshot.rows, lambda: snapshot.tail(0), lambda: snapshot.everything()):
+        with pytest.raises(QueryError, match="closed"):
+            asked()
+
+
 def test_a_stream_that_is_cut_off_says_why(house: House) -> None:
     endless = "SELECT a.range * b.range AS n FROM range(1000000) a, range(1000000) b"
     for cut, why in ((Snapshot.close, QueryError), (Snapshot.interrupt, StoppingError)):
